@@ -1,0 +1,1 @@
+"""Fast adaptation of behavioural foundation models (Sikchi et al., arXiv 2504.07896)."""

@@ -1,0 +1,125 @@
+"""Behavioural foundation models, one a module; saving and loading them."""
+
+import json
+import struct
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from bfmpipe import plugins
+from bfmpipe.agents.base import Agent, AgentConfig, Model
+from bfmpipe.config import parse
+from bfmpipe.files import replacing
+from bfmpipe.types import UserError
+
+__all__ = ["Agent", "AgentConfig", "Model", "load_model", "load_tensors", "save_model", "save_tensors"]
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON header to one safetensors file, whole or not at all.
+
+    The header carries a digest of the tensors, so that `load_tensors` notices an edit.
+    """
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}
+    body = json.dumps({**header, "sha256": _digest(contiguous)}, sort_keys=True)
+    # One metadata entry only: the library writes several in no fixed order.
+    data = save(contiguous, metadata={"bfmpipe": body})
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of a file written by `save_tensors`.
+
+    Raises:
+        UserError: for a file that is missing, truncated, edited, or of another origin.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    data = path.read_bytes()
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise UserError(
+            f"{path}: damaged or not a safetensors file ({error}); delete it and run the pipeline "
+            "again to make it anew"
+        ) from error
+    (length,) = struct.unpack("<Q", data[:8])
+    try:
+        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["bfmpipe"])
+        stored = header.pop("sha256")
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: a safetensors file that bfmpipe did not write") from error
+    if stored != _digest(tensors):
+        raise UserError(
+            f"{path}: the tensors are not those that were saved (checksum differs); delete the "
+            "file and run the pipeline again to make it anew"
+        )
+    return tensors, header
+
+
+def save_model(directory: Path, model: Model, card: Mapping[str, Any]) -> None:
+    """Write `config.json` and `model.safetensors`.
+
+    Args:
+        directory: where to.
+        model: the model.
+        card: what `config.json` says beside the model's own settings: agent, domain, ...
+    """
+    config = {
+        **card,
+        "obs_dim": model.obs_dim,
+        "action_dim": model.action_dim,
+        "config": model.config.model_dump(mode="json"),
+    }
+    with replacing(directory / CONFIG) as temporary:
+        temporary.write_text(json.dumps(config, sort_keys=True, indent=2) + "\n")
+    save_tensors(directory / WEIGHTS, model.state_dict(), {"kind": "model"})
+
+
+def load_model(directory: Path | str) -> tuple[Model, dict[str, Any]]:
+    """A frozen model and its card, from a directory that `save_model` wrote.
+
+    Raises:
+        UserError: for files that are missing, damaged, or do not belong together.
+    """
+    directory = Path(directory)
+    path = directory / CONFIG
+    try:
+        card = json.loads(path.read_text())
+        agent, dims = card["agent"], (int(card["obs_dim"]), int(card["action_dim"]))
+        settings = card["config"]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; a model is a directory that holds it") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not the description of a bfmpipe model ({error!r})") from error
+    module = plugins.load("agents", agent)
+    config = parse(module.Config, settings, str(path), at="config")
+    model: Model = module.Model(config, *dims)
+    tensors, _ = load_tensors(directory / WEIGHTS)
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in tensors.items()}
+    if expected != found:
+        name = sorted(set(expected.items()) ^ set(found.items()))[0][0]
+        raise UserError(
+            f"{directory / WEIGHTS}: does not fit {CONFIG}: tensor '{name}' has shape "
+            f"{found.get(name, 'none')}, the configuration asks for {expected.get(name, 'none')}"
+        )
+    model.load_state_dict(tensors)
+    return model.requires_grad_(False).eval(), card
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    total = sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

@@ -1,0 +1,175 @@
+"""Training of any agent on a data set: resumable to the same bytes, with a divergence alarm."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bfmpipe.agents import load_tensors, save_tensors
+from bfmpipe.agents.base import Agent
+from bfmpipe.config import Config
+from bfmpipe.types import UserError
+
+
+class TrainerConfig(Config):
+    """How long to train, and what to write on the way."""
+
+    updates: int = Field(1_000_000, ge=1)
+    decay_fraction: float = Field(0.3, ge=0, le=1)
+    """Share of the updates, at the end, over which learning rates fall linearly to zero."""
+    checkpoint_every: int = Field(10_000, ge=1)
+    log_every: int = Field(100, ge=1)
+    """Updates averaged to one row of the table of losses."""
+    divergence_margin: float = Field(0.2, gt=0)
+    """The alarm: `fb_loss` above its minimum by this share of its range, while `q` climbs."""
+
+
+@dataclass
+class Data:
+    """Transitions as tensors, sampled uniformly: rows `index` have their successor at index + 1.
+
+    obs (rows, obs_dim); action (rows, action_dim); index (transitions,) int64.
+    """
+
+    obs: Tensor
+    action: Tensor
+    index: Tensor
+
+    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """obs, action, next_obs of n transitions."""
+        i = self.index[torch.randint(len(self.index), (n,), generator=generator)]
+        return self.obs[i], self.action[i], self.obs[i + 1]
+
+
+@dataclass
+class Trainer:
+    """Trains an agent; all its state is in `state()`.
+
+    Args:
+        agent: the agent.
+        data: what it learns from.
+        batch: transitions an update.
+        config: see TrainerConfig.
+        generator: the source of all randomness of the training.
+        identity: what a checkpoint must agree with to be continued (settings, code, seed).
+    """
+
+    agent: Agent
+    data: Data
+    batch: int
+    config: TrainerConfig
+    generator: torch.Generator
+    identity: Mapping[str, Any]
+    done: int = 0
+    losses: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse data that cannot fill a batch."""
+        if len(self.data.index) < self.batch:
+            raise UserError(
+                f"the data set has {len(self.data.index)} transitions, fewer than one batch of "
+                f"{self.batch}; collect more or set a smaller batch"
+            )
+
+    def run(self, checkpoint: Path, progress: Callable[[int], None] = lambda _: None) -> None:
+        """Train to the end, from `checkpoint` if it belongs to this training.
+
+        Raises:
+            UserError: where a loss is no longer a number; the last checkpoint is kept.
+        """
+        self._resume(checkpoint)
+        progress(self.done)
+        totals: dict[str, list[Tensor]] = defaultdict(list)
+        while self.done < self.config.updates:
+            batch = self.data.sample(self.batch, self.generator)
+            metrics = self.agent.update(*batch, learning_rate_scale=self._learning_rate_scale())
+            self.done += 1
+            for name, value in metrics.items():
+                totals[name].append(value)
+            if self.done % self.config.log_every == 0 or self.done == self.config.updates:
+                self._log(totals, checkpoint)
+                totals.clear()
+                progress(self.config.log_every)
+            if self.done % self.config.checkpoint_every == 0 and self.done < self.config.updates:
+                self._save(checkpoint)
+
+    @property
+    def diverged_at(self) -> int | None:
+        """The update at which the divergence alarm first rang, if it did."""
+        rows = [r for r in self.losses if "fb_loss" in r and "q" in r]
+        for i in range(2, len(rows)):
+            so_far = [r["fb_loss"] for r in rows[: i + 1]]
+            low, high = min(so_far), max(so_far)
+            turned = so_far[-1] - low > self.config.divergence_margin * (high - low)
+            q_before = max(r["q"] for r in rows[:i])
+            if turned and high > low and rows[i]["q"] > q_before:
+                return int(rows[i]["update"])
+        return None
+
+    def _learning_rate_scale(self) -> float:
+        left = self.config.updates - self.done
+        decay = self.config.decay_fraction * self.config.updates
+        return min(1.0, left / decay) if decay else 1.0
+
+    def _log(self, totals: Mapping[str, list[Tensor]], checkpoint: Path) -> None:
+        row = {name: float(torch.stack(values).mean()) for name, values in totals.items()}
+        for name, value in row.items():
+            if value != value or abs(value) == float("inf"):
+                kept = f"the last good state is in {checkpoint}" if checkpoint.exists() else ""
+                raise UserError(
+                    f"training broke down: '{name}' is {value} by update {self.done}; lower the "
+                    f"learning rate or raise ortho_coef; {kept or 'no checkpoint was due yet'}"
+                )
+        self.losses.append({"update": self.done, **row})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        agent = self.agent
+        modules = {"model": agent.model, **agent.targets}
+        tensors = {
+            f"{prefix}/{name}": tensor
+            for prefix, module in modules.items()
+            for name, tensor in module.state_dict().items()
+        }
+        for prefix, optimiser in agent.optimisers.items():
+            for i, state in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser/{prefix}/{i}/{name}": t for name, t in state.items()}
+        tensors["generator"] = self.generator.get_state()
+        return tensors
+
+    def _save(self, path: Path) -> None:
+        header = {
+            "kind": "checkpoint",
+            "identity": json.loads(json.dumps(self.identity)),
+            "done": self.done,
+            "losses": self.losses,
+        }
+        save_tensors(path, self._tensors(), header)
+
+    def _resume(self, path: Path) -> None:
+        if not path.exists():
+            return
+        tensors, header = load_tensors(path)
+        if header.get("identity") != json.loads(json.dumps(self.identity)):
+            return  # settings, code, data or seed have changed since: start afresh
+        agent = self.agent
+        for prefix, module in {"model": agent.model, **agent.targets}.items():
+            module.load_state_dict(_under(tensors, f"{prefix}/"))
+        for prefix, optimiser in agent.optimisers.items():
+            state: dict[int, dict[str, Tensor]] = defaultdict(dict)
+            for key, tensor in _under(tensors, f"optimiser/{prefix}/").items():
+                index, name = key.split("/")
+                state[int(index)][name] = tensor
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": dict(state)})
+        self.generator.set_state(tensors["generator"])
+        self.done, self.losses = header["done"], header["losses"]
+        agent.step = self.done
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,36 @@
+"""Exploration by persistent random actions: a held direction, redrawn now and then, plus noise."""
+
+import numpy as np
+from pydantic import Field
+
+from bfmpipe.config import Config
+from bfmpipe.types import Array
+
+
+class PersistentRandom(Config):
+    """Settings of the explorer."""
+
+    redraw_probability: float = Field(0.02, ge=0, le=1)
+    """Chance a step that an environment draws a new direction."""
+    noise_std: float = Field(0.3, ge=0)
+
+
+class Explorer:
+    """Actions uniform in [-1, 1], each held for 1 / redraw_probability steps on average."""
+
+    Config = PersistentRandom
+
+    def __init__(
+        self, config: PersistentRandom, nenv: int, action_dim: int, rng: np.random.Generator
+    ) -> None:
+        self.config = config
+        self.rng = rng
+        self.held = rng.uniform(-1, 1, (nenv, action_dim))
+
+    def act(self, obs: Array) -> Array:
+        """Actions (nenv, action_dim), float32, in [-1, 1]; the observation plays no part."""
+        nenv, action_dim = self.held.shape
+        redraw = self.rng.random(nenv) < self.config.redraw_probability
+        self.held[redraw] = self.rng.uniform(-1, 1, (int(redraw.sum()), action_dim))
+        noisy = self.held + self.config.noise_std * self.rng.standard_normal((nenv, action_dim))
+        return noisy.clip(-1, 1).astype(np.float32)

@@ -1,0 +1,102 @@
+"""Parquet tables with a declared schema, page checksums and provenance, and no timestamps.
+
+The same columns and provenance give the same bytes on the same machine.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bfmpipe.files import replacing
+from bfmpipe.types import Array, UserError
+
+_KEY = b"bfmpipe"
+_PACKAGES = ("bfmpipe", "mujoco", "numpy", "pyarrow", "torch")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What an artifact was made from.
+
+    kind: what the artifact is ("transitions", "curves", ...); settings: the stage's settings;
+    code: digest of the code that could reach it; versions: of the packages whose numerics count.
+    """
+
+    kind: str
+    settings: Mapping[str, Any]
+    code: str
+    versions: Mapping[str, str] = field(
+        default_factory=lambda: {name: version(name) for name in _PACKAGES}
+    )
+
+    def to_json(self) -> str:
+        """JSON with sorted keys."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def write_table(
+    path: Path, schema: pa.Schema, columns: Mapping[str, Any], provenance: Provenance
+) -> None:
+    """Write columns (lists, or arrays with one axis more for list columns) to a Parquet file.
+
+    The file appears whole or not at all.
+    """
+    arrays = [_to_arrow(columns[column.name], column.type) for column in schema]
+    table = pa.Table.from_arrays(
+        arrays, schema=schema.with_metadata({_KEY: provenance.to_json().encode()})
+    )
+    with replacing(path) as temporary:
+        pq.write_table(
+            table, temporary, compression="zstd", write_page_checksum=True, store_schema=True
+        )
+
+
+def read_table(path: Path, kind: str) -> tuple[dict[str, Array], Provenance]:
+    """Columns of a Parquet file written by `write_table`, as arrays, and its provenance.
+
+    Raises:
+        UserError: for a file that is missing, damaged, or of another kind.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: damaged or not a Parquet file ({reason}); delete it and run the pipeline "
+            "again to make it anew"
+        ) from error
+    try:
+        provenance = Provenance(**json.loads(table.schema.metadata[_KEY]))
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{path}: a Parquet file without bfmpipe's metadata; expected a table of {kind}"
+        ) from error
+    if provenance.kind != kind:
+        raise UserError(f"{path}: a table of {provenance.kind}; expected a table of {kind}")
+    return {name: _to_numpy(table[name]) for name in table.column_names}, provenance
+
+
+def _to_arrow(values: Any, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_fixed_size_list(kind):
+        flat = np.ascontiguousarray(values).reshape(-1)
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), kind.list_size)
+    return pa.array(values, kind)
+
+
+def _to_numpy(column: pa.ChunkedArray) -> Array:
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else array.type
+    if pa.types.is_fixed_size_list(array.type):
+        values = array.flatten().to_numpy(zero_copy_only=False)
+        return values.reshape(-1, array.type.list_size)
+    return array.to_numpy(zero_copy_only=False)

@@ -1,0 +1,90 @@
+"""The data set: reward-free transitions as a Parquet table, one row a visited state.
+
+An episode of T steps is T + 1 rows: row t holds the state at step t and the action taken there; the
+last row's action is zero and leads nowhere. The next state of a row is the row below it.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from bfmpipe.data.tables import Provenance, read_table, write_table
+from bfmpipe.types import Array, UserError
+
+KIND = "transitions"
+
+
+def schema(obs_dim: int, action_dim: int, physics_dim: int) -> pa.Schema:
+    """Columns of a data set; `physics` is qpos, qvel and act, enough to recompute any reward."""
+    return pa.schema(
+        [
+            pa.field("episode", pa.int32(), nullable=False),
+            pa.field("step", pa.int32(), nullable=False),
+            pa.field("obs", pa.list_(pa.float32(), obs_dim), nullable=False),
+            pa.field("action", pa.list_(pa.float32(), action_dim), nullable=False),
+            pa.field("physics", pa.list_(pa.float64(), physics_dim), nullable=False),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """Columns of a data set of `rows` rows.
+
+    episode, step: (rows,) int32; obs (rows, obs_dim) and action (rows, action_dim) float32;
+    physics (rows, physics_dim) float64.
+    """
+
+    domain: str
+    episode: Array
+    step: Array
+    obs: Array
+    action: Array
+    physics: Array
+
+    @cached_property
+    def index(self) -> Array:
+        """Rows that have a next row in the same episode: one a transition, int64."""
+        return np.flatnonzero(self.episode[1:] == self.episode[:-1])
+
+
+def write(path: Path, data: Transitions, provenance: Provenance) -> None:
+    """Write a data set, whole or not at all."""
+    shape = schema(data.obs.shape[1], data.action.shape[1], data.physics.shape[1])
+    columns = {name: getattr(data, name) for name in shape.names}
+    write_table(path, shape, columns, provenance)
+
+
+def read(path: Path) -> Transitions:
+    """Read a data set and check what training relies on.
+
+    Raises:
+        UserError: for a file that is damaged or no data set, numbers that are not finite, actions
+            outside [-1, 1], or rows out of order.
+    """
+    columns, provenance = read_table(path, KIND)
+    data = Transitions(domain=provenance.settings["domain"], **columns)
+    for name in ("obs", "action", "physics"):
+        values = getattr(data, name)
+        bad = ~np.isfinite(values).all(axis=1)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise UserError(
+                f"{path}: column '{name}' has a number that is not finite in row {row} "
+                f"(episode {data.episode[row]}, step {data.step[row]}), one of {bad.sum()} such "
+                "rows; remove those episodes or collect the data again"
+            )
+    if np.abs(data.action).max(initial=0) > 1:
+        row = int(np.argmax(np.abs(data.action).max(axis=1) > 1))
+        raise UserError(f"{path}: the action in row {row} is outside [-1, 1]")
+    same = data.episode[1:] == data.episode[:-1]
+    expected = np.where(same, data.step[:-1] + 1, 0)
+    if len(data.step) and (data.step[0] != 0 or (data.step[1:] != expected).any()):
+        raise UserError(
+            f"{path}: rows are out of order; an episode's rows must stand together, "
+            "with step 0, 1, 2, ..."
+        )
+    return data

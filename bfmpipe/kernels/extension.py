@@ -1,0 +1,65 @@
+"""The compiled modules: `_cpu`, which is always there, and `_cuda`, which may not be."""
+
+from functools import cache
+from types import ModuleType
+
+import torch
+
+from bfmpipe.types import UserError
+
+try:
+    import bfmpipe.kernels._cpu as _cpu
+except ImportError as error:
+    raise UserError(
+        f"bfmpipe's compiled kernels cannot be imported ({error}); "
+        "build them with `pip install -e .` in the source checkout."
+    ) from error
+
+
+def launch(name: str, device: torch.device, *arguments: int | float) -> None:
+    """Call function `name` of the module for `device`, on torch's current stream there.
+
+    Nothing is checked: the arguments are addresses and sizes. UserError where no module serves
+    the device.
+    """
+    if device.type == "cpu":
+        getattr(_cpu, name)(*arguments, 0)
+    elif device.type == "cuda":
+        function = getattr(_cuda(), name)
+        with torch.cuda.device(device):
+            function(*arguments, torch.cuda.current_stream().cuda_stream)
+    else:
+        raise UserError(f"bfmpipe's kernels take cpu and cuda tensors, not {device.type} ones.")
+
+
+def build_info() -> dict[str, str | bool]:
+    """Say what runs: CPU instruction set, CUDA kernels built or not, digest of csrc/."""
+    return {
+        "instruction_set": _cpu.instruction_set(),
+        "cuda": _find_cuda() is not None,
+        "source_digest": _cpu.source_digest(),
+    }
+
+
+@cache
+def _find_cuda() -> ModuleType | None:
+    try:
+        import bfmpipe.kernels._cuda as module
+    except ModuleNotFoundError:
+        return None
+    return module
+
+
+@cache
+def _cuda() -> ModuleType:
+    module = _find_cuda()
+    if module is None:
+        raise UserError(
+            "bfmpipe was built without CUDA kernels; move the tensors to the CPU, or install "
+            "nvcc and reinstall with BFMPIPE_CUDA=ON."
+        )
+    if reason := module.unavailable():
+        raise UserError(
+            f"bfmpipe's CUDA kernels cannot use a GPU here ({reason}); move the tensors to the CPU."
+        )
+    return module

@@ -1,0 +1,1 @@
+"""What the tables say: aggregates with intervals, and the metrics of adaptation curves."""

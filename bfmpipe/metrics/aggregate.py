@@ -1,0 +1,138 @@
+"""Aggregates over seeds and tasks, and their intervals (Agarwal et al., NeurIPS 2021).
+
+Scores are arrays (seed, task, ...); whatever follows, such as the time of a curve, is carried
+through. Like numpy's reductions, each aggregate takes the ``axis`` pair of seeds and tasks, so
+`stratified_bootstrap` computes all replicates at once, and also takes `numpy.mean` and the like.
+A NaN among the scores makes the aggregate NaN.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bfmpipe.types import UserError
+
+Floats = NDArray[np.float64]
+Axes = tuple[int, int]
+
+_CHUNK = 2**18  # scores resampled at a time; bounds the memory and changes no result
+
+
+class Statistic(Protocol):
+    """What reduces the axes of seeds and tasks of one array or more."""
+
+    def __call__(self, *scores: Any, axis: Axes) -> Any:
+        """Reduce ``axis`` and keep the other axes in their order."""
+
+
+def iqm(scores: ArrayLike, axis: Axes = (0, 1)) -> Floats:
+    """Interquartile mean: the mean without the lowest and the highest quarter of the entries.
+
+    Of n entries, floor(n / 4) are dropped at either end, as by ``scipy.stats.trim_mean(., .25)``.
+
+    Returns:
+        The scores' shape without ``axis``.
+    """
+    pooled = _pool(_scores(scores), axis)
+    n = pooled.shape[-1]
+    cut = n // 4
+    ordered = np.partition(pooled, (cut, n - cut - 1, n - 1), axis=-1)
+    middle = ordered[..., cut : n - cut].mean(axis=-1)
+    # NaN is ordered last: without this it would be trimmed away unseen.
+    return np.where(np.isnan(ordered[..., -1]), np.nan, middle)[()]
+
+
+def performance_profile(scores: ArrayLike, thresholds: ArrayLike, axis: Axes = (0, 1)) -> Floats:
+    """Share of the entries above each threshold.
+
+    Args:
+        scores: (seed, task, ...).
+        thresholds: (threshold,).
+        axis: the axes of seeds and tasks.
+
+    Returns:
+        (..., threshold).
+    """
+    pooled = _pool(_scores(scores), axis)[..., np.newaxis, :]
+    above = (pooled > np.asarray(thresholds)[:, np.newaxis]).mean(axis=-1)
+    return np.where(np.isnan(pooled).any(axis=-1), np.nan, above)
+
+
+def probability_of_improvement(x: ArrayLike, y: ArrayLike, axis: Axes = (0, 1)) -> Floats:
+    """Probability that a run of X scores above a run of Y on a task, averaged over the tasks.
+
+    P = 1/tasks sum_t P(X_t > Y_t) + P(X_t = Y_t) / 2, over all pairs of their seeds.
+
+    Args:
+        x: (seed, task, ...).
+        y: (seed, task, ...): the same tasks; the number of seeds may differ.
+        axis: the axes of seeds and tasks.
+
+    Returns:
+        The scores' shape without ``axis``; `.5` where neither is better.
+    """
+    xs, ys = (np.moveaxis(_scores(a), axis, (-2, -1)) for a in (x, y))
+    if xs.shape[:-2] != ys.shape[:-2] or xs.shape[-1] != ys.shape[-1]:
+        raise UserError(f"scores of shape {np.shape(x)} and {np.shape(y)} differ in their tasks")
+    sign = np.sign(xs[..., :, np.newaxis, :] - ys[..., np.newaxis, :, :])
+    return 0.5 + 0.5 * sign.mean(axis=(-3, -2, -1))
+
+
+def stratified_bootstrap(
+    scores: ArrayLike | tuple[ArrayLike, ...],
+    statistic: Statistic,
+    *,
+    replicates: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[Floats, Floats]:
+    """Percentile interval of a statistic over resampled seeds, with the tasks as strata.
+
+    In every replicate each task draws its own seeds with replacement. A run is drawn whole: one
+    draw serves all entries behind (seed, task), so the bands of a curve are those of its points.
+    With a single seed the interval has no width.
+
+    Args:
+        scores: (seed, task, ...), or a tuple of such arrays, which are resampled independently
+            and given to the statistic together.
+        statistic: called as ``statistic(*arrays, axis=(1, 2))`` on (replicate, seed, task, ...);
+            returns (replicate, ...).
+        replicates: number of bootstrap samples.
+        confidence: probability mass between the ends.
+        seed: of the random draws; the same seed gives the same interval.
+
+    Returns:
+        The low and the high end, each of the statistic's shape.
+    """
+    groups = [_scores(a) for a in (scores if isinstance(scores, tuple) else (scores,))]
+    rngs = np.random.default_rng(seed).spawn(len(groups))
+    chunk = max(1, _CHUNK // sum(group.size for group in groups))
+    values = []
+    for start in range(0, replicates, chunk):
+        size = min(chunk, replicates - start)
+        samples = [_resample(a, size, rng) for a, rng in zip(groups, rngs, strict=True)]
+        values.append(np.asarray(statistic(*samples, axis=(1, 2))))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(values), (tail, 1 - tail), axis=0)
+    return low, high
+
+
+def _resample(scores: Floats, size: int, rng: np.random.Generator) -> Floats:
+    """Draw seeds by task: (seed, task, ...) -> (size, seed, task, ...)."""
+    seeds, tasks = scores.shape[:2]
+    drawn = rng.integers(seeds, size=(size, seeds, tasks))
+    return scores[drawn, np.arange(tasks)]
+
+
+def _scores(scores: ArrayLike) -> Floats:
+    array = np.asarray(scores, dtype=np.float64)
+    if array.ndim < 2 or array.size == 0:
+        raise UserError(f"scores must be a filled array (seed, task, ...), not {array.shape}")
+    return array
+
+
+def _pool(scores: Floats, axis: Axes) -> Floats:
+    """Gather seeds and tasks into one last axis."""
+    moved = np.moveaxis(scores, axis, (-2, -1))
+    return moved.reshape(*moved.shape[:-2], -1)

@@ -1,0 +1,92 @@
+import sys
+
+import pytest
+
+from bfmpipe import plugins
+from bfmpipe.types import UserError
+
+FILES = {
+    "__init__.py": "",
+    "agents/__init__.py": "class Agent: pass\n",
+    "agents/base.py": "from abc import ABC\n\nclass Agent(ABC): pass\n",
+    "agents/fb.py": "class Agent: pass\n",
+    "agents/hilp.py": "from . import base\n\nclass Agent(base.Agent): pass\n",
+    "agents/helpers.py": "def f():\n    class Agent: pass\n",
+    "agents/imports.py": "from .fb import Agent\n",
+    "agents/_draft.py": "class Agent: pass\n",
+    "agents/broken.txt": "class Agent: pass\n",
+    "adaptation/__init__.py": "",
+    "adaptation/td3.py": "class Method: pass\n",
+    "adaptation/td3_scratch.py": "class Method: pass\n",
+    "adaptation/zero_shot.py": "class Method: name = 'zero shot'\n",
+    "envs/__init__.py": "",
+    "secret.py": "class Agent: pass\n",
+}
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    for name, text in FILES.items():
+        path = tmp_path / "pluginpipe" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "pluginpipe"
+    for name in [name for name in sys.modules if name.split(".")[0] == "pluginpipe"]:
+        del sys.modules[name]
+
+
+def test_names_are_the_modules_that_define_the_class(root):
+    assert plugins.names("agents", root=root) == ("fb", "hilp")
+    assert plugins.names("envs", root=root) == ()
+    assert "pluginpipe.agents.fb" not in sys.modules
+
+
+def test_names_have_hyphens(root):
+    assert plugins.names("adaptation", root=root) == ("td3", "td3-scratch", "zero-shot")
+
+
+def test_load(root):
+    module = plugins.load("adaptation", "zero-shot", root=root)
+    assert module.__name__ == "pluginpipe.adaptation.zero_shot"
+    assert module.Method.name == "zero shot"
+
+
+def test_an_unknown_plugin(root):
+    with pytest.raises(UserError) as error:
+        plugins.load("agents", "foo", root=root)
+    assert str(error.value) == "no 'foo' in pluginpipe.agents; it has fb, hilp"
+
+
+def test_an_unknown_plugin_where_there_is_none(root):
+    with pytest.raises(UserError) as error:
+        plugins.load("envs", "walker", root=root)
+    assert str(error.value) == "no 'walker' in pluginpipe.envs; it has none"
+
+
+@pytest.mark.parametrize("name", ["_draft", "..secret", "../secret", "", "fb.Agent", "helpers"])
+def test_nothing_else_is_imported(root, name):
+    with pytest.raises(UserError, match="it has fb, hilp"):
+        plugins.load("agents", name, root=root)
+    assert not [name for name in sys.modules if name.startswith("pluginpipe")]
+
+
+def test_a_plugin_has_one_spelling(root):
+    with pytest.raises(UserError, match="no 'zero_shot' in"):
+        plugins.load("adaptation", "zero_shot", root=root)
+
+
+def test_an_unknown_kind(root):
+    with pytest.raises(UserError) as error:
+        plugins.load("robots", "foo", root=root)
+    assert str(error.value) == (
+        "no plugins of kind 'robots'; there are adaptation, agents, data, envs"
+    )
+
+
+@pytest.mark.parametrize("kind", plugins.PLUGIN_CLASS)
+def test_the_registry_of_bfmpipe(kind):
+    for name in plugins.names(kind):
+        assert hasattr(plugins.load(kind, name), plugins.PLUGIN_CLASS[kind])
+    with pytest.raises(UserError, match=f"no 'foo' in bfmpipe.{kind}; it has "):
+        plugins.load(kind, "foo")
