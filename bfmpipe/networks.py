@@ -20,8 +20,18 @@ def project_z(x: Tensor) -> Tensor:
     return math.sqrt(x.shape[-1]) * torch.nn.functional.normalize(x, dim=-1)
 
 
+def waves(x: Tensor, octaves: int) -> Tensor:
+    """sin(2^j x) and cos(2^j x) for j < octaves: (..., features) -> (..., 2 octaves features).
+
+    A network that reads them can follow edges finer than its natural smoothness
+    (Tancik et al. 2020).
+    """
+    angles = torch.cat([x * 2.0**j for j in range(octaves)], dim=-1)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
 class ParallelLinear(nn.Module):
-    """`heads` linear layers as one batched product: (n, in) or (heads, n, in) -> (heads, n, out)."""
+    """`heads` linear layers as one product: (n, in) or (heads, n, in) -> (heads, n, out)."""
 
     def __init__(self, heads: int, in_features: int, out_features: int) -> None:
         super().__init__()

@@ -54,11 +54,16 @@ def load(kind: str, name: str, *, root: Path = _PACKAGE) -> ModuleType:
     Raises:
         UserError: there is no such kind or no such plugin.
     """
+    return importlib.import_module(module_name(kind, name, root=root))
+
+
+def module_name(kind: str, name: str, *, root: Path = _PACKAGE) -> str:
+    """Dotted name of the module of the plugin ``name``; arguments and errors as for `load`."""
     known = names(kind, root=root)
     package = f"{root.name}.{kind}"
     if name not in known:
         raise UserError(f"no '{name}' in {package}; it has {', '.join(known) or 'none'}")
-    return importlib.import_module(f"{package}.{name.replace('-', '_')}")
+    return f"{package}.{name.replace('-', '_')}"
 
 
 def _defines(path: Path, name: str) -> bool:

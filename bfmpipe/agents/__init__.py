@@ -18,7 +18,15 @@ from bfmpipe.config import parse
 from bfmpipe.files import replacing
 from bfmpipe.types import UserError
 
-__all__ = ["Agent", "AgentConfig", "Model", "load_model", "load_tensors", "save_model", "save_tensors"]
+__all__ = [
+    "Agent",
+    "AgentConfig",
+    "Model",
+    "load_model",
+    "load_tensors",
+    "save_model",
+    "save_tensors",
+]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 

@@ -1,7 +1,6 @@
 """What every BFM is to the rest of the pipeline: a frozen model, and an agent that trains it."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -74,11 +73,11 @@ class Model(nn.Module, ABC):
 class Agent(ABC):
     """A model in training."""
 
-    Config: ClassVar[type[AgentConfig]]
-
     model: Model
     optimisers: dict[str, torch.optim.Optimizer]
     targets: dict[str, nn.Module]
+    step: int
+    """Updates made."""
 
     @abstractmethod
     def update(

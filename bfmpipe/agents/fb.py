@@ -30,9 +30,9 @@ from bfmpipe.networks import (
     ConditionedMap,
     add_noise,
     frozen,
-    project_z,
     reduce_heads,
     update_target,
+    waves,
 )
 
 
@@ -48,6 +48,13 @@ class Config(base.AgentConfig):
     backward_hidden_layers: int = Field(1, ge=0)
     backward_obs: tuple[int, ...] | None = None
     """Entries of the observation that B reads; all of them by default."""
+    wave_obs: tuple[int, ...] = ()
+    """Entries of the observation whose sines and cosines the networks read beside it, at 1, 2, 4,
+    ... times its normalised value. Without them a wall thinner than a network's natural smoothness
+    is invisible, and value leaks through it."""
+    forward_octaves: int = Field(0, ge=0)
+    backward_octaves: int = Field(0, ge=0)
+    actor_octaves: int = Field(0, ge=0)
     heads: Literal[1, 2] = 2
     forward_scale: float = Field(1.0, gt=0)
     """Constant factor on F's output. F grows to the order of 1 / (1 - discount) and beyond, which
@@ -58,6 +65,9 @@ class Config(base.AgentConfig):
     actor_every: int = Field(1, ge=1)
     """Updates of F and B to one of the actor."""
     target_tau: float = Field(0.01, gt=0, le=1)
+    target: Literal["mean", "least"] = "mean"
+    """F' of the target: the mean of the heads, or for every row the head with the lesser F'^T z,
+    which keeps the policy from feeding on F's errors (Fujimoto et al. 2018, for vectors)."""
     ortho_coef: float = Field(1.0, ge=0)
     goal_fraction: float = Field(0.5, ge=0, le=1)
     """Share of training latents drawn as project_z(B(s)); the others are uniform."""
@@ -74,41 +84,68 @@ class Model(base.Model):
     def __init__(self, config: Config, obs_dim: int, action_dim: int) -> None:
         super().__init__(config, obs_dim, action_dim)
         c = config
-        shape = {"architecture": c.architecture, "trunk_layers": c.trunk_layers}
+        wide = {name: 2 * n * len(c.wave_obs) for name, n in self._octaves().items()}
         self.forward_map = ConditionedMap(
             c.heads,
-            obs_dim,
+            obs_dim + wide["forward"],
             c.z_dim,
             action_dim,
             c.hidden_dim,
             c.z_dim,
             out_scale=c.forward_scale,
-            **shape,
+            architecture=c.architecture,
+            trunk_layers=c.trunk_layers,
         )
-        self.policy = Actor(obs_dim, c.z_dim, c.hidden_dim, action_dim, **shape)
+        self.policy = Actor(
+            obs_dim + wide["actor"],
+            c.z_dim,
+            c.hidden_dim,
+            action_dim,
+            architecture=c.architecture,
+            trunk_layers=c.trunk_layers,
+        )
         self.backward_obs = list(range(obs_dim)) if c.backward_obs is None else [*c.backward_obs]
         self.backward_map = BackwardMap(
-            len(self.backward_obs), c.backward_hidden_dim, c.backward_hidden_layers, c.z_dim
+            len(self.backward_obs) + wide["backward"],
+            c.backward_hidden_dim,
+            c.backward_hidden_layers,
+            c.z_dim,
         )
+
+    def _octaves(self) -> dict[str, int]:
+        c = self.config
+        return {
+            "forward": c.forward_octaves,
+            "backward": c.backward_octaves,
+            "actor": c.actor_octaves,
+        }
+
+    def encode(self, obs: Tensor, reader: Literal["forward", "backward", "actor"]) -> Tensor:
+        """What one of the networks reads of a raw observation (n, obs_dim)."""
+        obs = self.normalise(obs)
+        read = obs[:, self.backward_obs] if reader == "backward" else obs
+        octaves = self._octaves()[reader]
+        if not octaves or not self.config.wave_obs:
+            return read
+        return torch.cat([read, waves(obs[:, list(self.config.wave_obs)], octaves)], dim=-1)
 
     def phi(self, obs: Tensor) -> Tensor:
         """B(s), (n, d)."""
-        return self.backward_map(self.normalise(obs)[:, self.backward_obs])
+        return self.backward_map(self.encode(obs, "backward"))
 
     def psi(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
         """F(s, a, z), (heads, n, d)."""
-        return self.forward_map(self.normalise(obs), z, action)
+        return self.forward_map(self.encode(obs, "forward"), z, action)
 
     def actor(self, obs: Tensor, z: Tensor) -> Tensor:
         """pi(s, z), (n, action_dim)."""
-        return self.policy(self.normalise(obs), z)
+        return self.policy(self.encode(obs, "actor"), z)
 
 
 class Agent(base.Agent):
     """FB in training."""
 
-    Config = Config
-    Model = Model
+    model: Model
 
     def __init__(
         self, config: Config, obs_dim: int, action_dim: int, generator: torch.Generator
@@ -145,16 +182,19 @@ class Agent(base.Agent):
         c, model = self.config, self.model
         for name, rate in (("fb", c.learning_rate), ("actor", c.actor_learning_rate)):
             self.optimisers[name].param_groups[0]["lr"] = rate * learning_rate_scale
-        obs, next_obs = model.normalise(obs), model.normalise(next_obs)
-        goal = next_obs[:, model.backward_obs]
+        goal = model.encode(next_obs, "backward")
 
         B = model.backward_map(goal)
         with torch.no_grad():
             z = self.sample_training_z(B)
-            next_action = self._noisy(model.policy(next_obs, z))
-            target_F = self.targets["forward_map"](next_obs, z, next_action).mean(0)
+            next_action = self._noisy(model.actor(next_obs, z))
+            target_F = self.targets["forward_map"](
+                model.encode(next_obs, "forward"), z, next_action
+            )
+            target_F = least_head(target_F, z) if c.target == "least" else target_F.mean(0)
             target_B = self.targets["backward_map"](goal)
-        F = model.forward_map(obs, z, action)
+        forward_obs = model.encode(obs, "forward")
+        F = model.forward_map(forward_obs, z, action)
         measure_loss = fb_loss(F, B, target_F, target_B, c.discount)
         ortho_loss = orthonormality_loss(B)
         self.optimisers["fb"].zero_grad(set_to_none=True)
@@ -168,13 +208,14 @@ class Agent(base.Agent):
 
         if self.step % c.actor_every == 0:
             with frozen([model.forward_map]):
-                policy_action = self._noisy(model.policy(obs, z))
-                q = (model.forward_map(obs, z, policy_action) * z).sum(-1)
-                actor_loss = -reduce_heads(q, c.actor_pessimism).mean()
+                policy_action = self._noisy(model.actor(obs, z))
+                q = (model.forward_map(forward_obs, z, policy_action) * z).sum(-1)
+                q = reduce_heads(q, c.actor_pessimism)
+                actor_loss = -q.mean()
                 self.optimisers["actor"].zero_grad(set_to_none=True)
                 actor_loss.backward()
             self.optimisers["actor"].step()
-            metrics["q"] = -actor_loss.detach()
+            metrics["q"] = q.detach().mean()
 
         update_target(self.targets["forward_map"], model.forward_map, c.target_tau)
         update_target(self.targets["backward_map"], model.backward_map, c.target_tau)
@@ -183,6 +224,12 @@ class Agent(base.Agent):
 
     def _noisy(self, action: Tensor) -> Tensor:
         return add_noise(action, self.config.noise_std, self.config.noise_clip, self.generator)
+
+
+def least_head(F: Tensor, z: Tensor) -> Tensor:
+    """For every row the head with the least F_p^T z: (heads, n, d), (n, d) -> (n, d)."""
+    head = (F * z).sum(-1).argmin(0)
+    return F[head, torch.arange(len(z))]
 
 
 def fb_loss(F: Tensor, B: Tensor, target_F: Tensor, target_B: Tensor, discount: float) -> Tensor:

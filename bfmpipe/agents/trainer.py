@@ -77,7 +77,7 @@ class Trainer:
                 f"{self.batch}; collect more or set a smaller batch"
             )
 
-    def run(self, checkpoint: Path, progress: Callable[[int], None] = lambda _: None) -> None:
+    def run(self, checkpoint: Path, progress: Callable[[int], object] = lambda _: None) -> None:
         """Train to the end, from `checkpoint` if it belongs to this training.
 
         Raises:

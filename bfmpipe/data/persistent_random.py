@@ -3,11 +3,11 @@
 import numpy as np
 from pydantic import Field
 
-from bfmpipe.config import Config
+from bfmpipe.config import Config as BaseConfig
 from bfmpipe.types import Array
 
 
-class PersistentRandom(Config):
+class Config(BaseConfig):
     """Settings of the explorer."""
 
     redraw_probability: float = Field(0.02, ge=0, le=1)
@@ -18,10 +18,8 @@ class PersistentRandom(Config):
 class Explorer:
     """Actions uniform in [-1, 1], each held for 1 / redraw_probability steps on average."""
 
-    Config = PersistentRandom
-
     def __init__(
-        self, config: PersistentRandom, nenv: int, action_dim: int, rng: np.random.Generator
+        self, config: Config, nenv: int, action_dim: int, rng: np.random.Generator
     ) -> None:
         self.config = config
         self.rng = rng
@@ -31,6 +29,6 @@ class Explorer:
         """Actions (nenv, action_dim), float32, in [-1, 1]; the observation plays no part."""
         nenv, action_dim = self.held.shape
         redraw = self.rng.random(nenv) < self.config.redraw_probability
-        self.held[redraw] = self.rng.uniform(-1, 1, (int(redraw.sum()), action_dim))
+        self.held[redraw] = self.rng.uniform(-1, 1, (int(np.count_nonzero(redraw)), action_dim))
         noisy = self.held + self.config.noise_std * self.rng.standard_normal((nenv, action_dim))
         return noisy.clip(-1, 1).astype(np.float32)

@@ -4,9 +4,11 @@ An episode of T steps is T + 1 rows: row t holds the state at step t and the act
 last row's action is zero and leads nowhere. The next state of a row is the row below it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,13 +34,14 @@ def schema(obs_dim: int, action_dim: int, physics_dim: int) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Transitions:
-    """Columns of a data set of `rows` rows.
+    """Columns of a data set of `rows` rows, and the domain it is of.
 
     episode, step: (rows,) int32; obs (rows, obs_dim) and action (rows, action_dim) float32;
     physics (rows, physics_dim) float64.
     """
 
     domain: str
+    domain_settings: Mapping[str, Any]
     episode: Array
     step: Array
     obs: Array
@@ -66,7 +69,8 @@ def read(path: Path) -> Transitions:
             outside [-1, 1], or rows out of order.
     """
     columns, provenance = read_table(path, KIND)
-    data = Transitions(domain=provenance.settings["domain"], **columns)
+    domain = provenance.settings["domain"]
+    data = Transitions(domain["name"], domain["settings"], **columns)
     for name in ("obs", "action", "physics"):
         values = getattr(data, name)
         bad = ~np.isfinite(values).all(axis=1)

@@ -40,7 +40,6 @@ class Domain(ABC):
     Physics states are rows of float64, (n, physics_dim): qpos, qvel and act, concatenated.
     """
 
-    Config: ClassVar[type[DomainConfig]]
     TaskConfig: ClassVar[type[Config]]
     """Settings of a task."""
     task_names: ClassVar[tuple[str, ...]]

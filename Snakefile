@@ -1,0 +1,194 @@
+"""The experiment: data set -> pretraining -> zero-shot inference -> adaptation -> figures.
+
+`snakemake --cores all` runs config.yaml, `--configfile FILE` another experiment.
+"""
+
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from bfmpipe import experiment
+from bfmpipe.types import UserError
+
+if "domains" not in config:
+
+    configfile: "config.yaml"
+
+
+try:
+    exp = experiment.check(config, (workflow.configfiles or ["the configuration"])[-1])
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+R = exp.results
+MODEL = f"{R}/{{domain}}/{{agent}}/seed{{seed}}"
+FIGURES = [
+    "curves_aggregate",
+    "curves_per_task",
+    "improvement",
+    "best_of_n",
+    "training",
+]
+
+
+# bfmpipe is the one installed beside the snakemake that runs.
+shell.prefix(f"set -euo pipefail; export PATH='{Path(sys.executable).parent}':$PATH; ")
+
+
+wildcard_constraints:
+    domain="|".join(exp.domains),
+    agent="|".join(exp.agents),
+    method="|".join(exp.methods),
+    seed="|".join(map(str, exp.seeds)),
+
+
+def cfg(stage):
+    """Settings of a job as sorted JSON: Snakemake tracks text, not objects."""
+    return lambda wildcards: exp.stage(stage, **dict(wildcards.items()))
+
+
+def code(stage):
+    """Digest of the code a job can reach: Snakemake does not see edits to a package."""
+
+    def digest(wildcards):
+        names = {key: value for key, value in wildcards.items() if key != "seed"}
+        return exp.code(stage, **names)
+
+    return digest
+
+
+rule all:
+    default_target: True
+    input:
+        f"{R}/report.html",
+
+
+rule collect:
+    """Explore a domain without rewards."""
+    output:
+        dataset=f"{R}/{{domain}}/data.parquet",
+    params:
+        cfg=cfg("collect"),
+        code=code("collect"),
+    log:
+        f"{R}/logs/collect/{{domain}}.log",
+    benchmark:
+        f"{R}/benchmarks/collect/{{domain}}.tsv"
+    shell:
+        "bfmpipe collect --cfg {params.cfg:q} --dataset {output.dataset} 2>&1 | tee -a {log}"
+
+
+rule pretrain:
+    """Train a model without rewards."""
+    input:
+        dataset=rules.collect.output.dataset,
+    output:
+        config=f"{MODEL}/model/config.json",
+        weights=f"{MODEL}/model/model.safetensors",
+        losses=f"{MODEL}/losses.parquet",
+    params:
+        cfg=cfg("pretrain"),
+        code=code("pretrain"),
+        model=subpath(output.config, parent=True),
+    log:
+        f"{R}/logs/pretrain/{{domain}}-{{agent}}-seed{{seed}}.log",
+    benchmark:
+        f"{R}/benchmarks/pretrain/{{domain}}-{{agent}}-seed{{seed}}.tsv"
+    priority: 10  # everything else waits for it
+    shell:
+        "bfmpipe pretrain --cfg {params.cfg:q} --dataset {input.dataset}"
+        " --model {params.model} --losses {output.losses} 2>&1 | tee -a {log}"
+
+
+rule infer:
+    """Infer each task's weights and latent from its rewards on the data."""
+    input:
+        config=rules.pretrain.output.config,
+        weights=rules.pretrain.output.weights,
+        dataset=rules.collect.output.dataset,
+    output:
+        latents=f"{MODEL}/latents.parquet",
+    params:
+        cfg=cfg("infer"),
+        code=code("infer"),
+        model=subpath(input.config, parent=True),
+    log:
+        f"{R}/logs/infer/{{domain}}-{{agent}}-seed{{seed}}.log",
+    benchmark:
+        f"{R}/benchmarks/infer/{{domain}}-{{agent}}-seed{{seed}}.tsv"
+    shell:
+        "bfmpipe infer --cfg {params.cfg:q} --model {params.model}"
+        " --dataset {input.dataset} --latents {output.latents} 2>&1 | tee -a {log}"
+
+
+rule probe:
+    """Score many latents of the model, and the random policy."""
+    input:
+        config=rules.pretrain.output.config,
+        weights=rules.pretrain.output.weights,
+        dataset=rules.collect.output.dataset,
+    output:
+        scores=f"{MODEL}/probe.parquet",
+    params:
+        cfg=cfg("probe"),
+        code=code("probe"),
+        model=subpath(input.config, parent=True),
+    log:
+        f"{R}/logs/probe/{{domain}}-{{agent}}-seed{{seed}}.log",
+    benchmark:
+        f"{R}/benchmarks/probe/{{domain}}-{{agent}}-seed{{seed}}.tsv"
+    shell:
+        "bfmpipe probe --cfg {params.cfg:q} --model {params.model}"
+        " --dataset {input.dataset} --scores {output.scores} 2>&1 | tee -a {log}"
+
+
+rule adapt:
+    """Adapt to every task by one method."""
+    input:
+        config=rules.pretrain.output.config,
+        weights=rules.pretrain.output.weights,
+        dataset=rules.collect.output.dataset,
+        latents=rules.infer.output.latents,
+    output:
+        curves=f"{MODEL}/adapt/{{method}}.parquet",
+        trajectories=f"{MODEL}/adapt/{{method}}.trajectories.parquet",
+    params:
+        cfg=cfg("adapt"),
+        code=code("adapt"),
+        model=subpath(input.config, parent=True),
+    log:
+        f"{R}/logs/adapt/{{domain}}-{{agent}}-seed{{seed}}-{{method}}.log",
+    benchmark:
+        f"{R}/benchmarks/adapt/{{domain}}-{{agent}}-seed{{seed}}-{{method}}.tsv"
+    shell:
+        "bfmpipe adapt --cfg {params.cfg:q} --model {params.model} --dataset {input.dataset}"
+        " --latents {input.latents} --curves {output.curves}"
+        " --trajectories {output.trajectories} 2>&1 | tee -a {log}"
+
+
+ALL_MODELS = expand(MODEL, domain=exp.domains, agent=exp.agents, seed=exp.seeds)
+ADAPTED = expand("{model}/adapt/{method}", model=ALL_MODELS, method=exp.methods)
+
+
+rule tabulate:
+    """Gather all curves and compute the protocol's metrics."""
+    input:
+        adaptation=expand("{run}.parquet", run=ADAPTED),
+        probe=expand("{model}/probe.parquet", model=ALL_MODELS),
+    output:
+        curves=f"{R}/tables/curves.parquet",
+        aggregate=f"{R}/tables/aggregate.parquet",
+        summary=f"{R}/tables/summary.parquet",
+        best_of=f"{R}/tables/best_of.parquet",
+    params:
+        cfg=cfg("tabulate"),
+        code=code("tabulate"),
+    log:
+        f"{R}/logs/tabulate.log",
+    benchmark:
+        f"{R}/benchmarks/tabulate/all.tsv"
+    shell:
+        "bfmpipe tabulate --cfg {params.cfg:q} --adaptation {input.adaptation}"
+        " --probe {input.probe} --curves {output.curves} --aggregate {output.aggregate}"
+        " --summary {output.summary} --best_of {output.best_of} 2>&1 | tee -a {log}"

@@ -1,0 +1,7 @@
+"""`python -m bfmpipe`."""
+
+import sys
+
+from bfmpipe.cli import main
+
+sys.exit(main())

@@ -1,0 +1,123 @@
+"""What off-policy methods share: environments that run on, a replay buffer, updates in step."""
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bfmpipe.adaptation.base import Method, Problem
+from bfmpipe.config import Config
+from bfmpipe.networks import add_noise
+from bfmpipe.types import UserError
+
+
+class OffPolicyConfig(Config):
+    """Settings of every off-policy method."""
+
+    nenv: int = Field(1, ge=1)
+    """Environments a task that step together."""
+    updates_per_step: float = Field(1.0, gt=0)
+    """Updates an environment step of a task; the paper makes one."""
+    batch: int = Field(1024, ge=1)
+    warmup_steps: int = Field(1000, ge=0)
+    """Environment steps a task before the first update."""
+    noise_std: float = Field(0.2, ge=0)
+    """Standard deviation of the exploration noise on actions."""
+    target_noise_std: float = Field(0.2, ge=0)
+    target_noise_clip: float = Field(0.5, ge=0)
+    target_tau: float = Field(0.005, gt=0, le=1)
+
+
+class Batch(NamedTuple):
+    """obs, next_obs (T, n, obs_dim), action (T, n, action_dim), reward (T, n)."""
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    next_obs: Tensor
+
+
+class Replay:
+    """The transitions of every task, (T, capacity, ...), in the order they came."""
+
+    def __init__(self, tasks: int, capacity: int, obs_dim: int, action_dim: int) -> None:
+        self.obs = torch.empty(tasks, capacity, obs_dim)
+        self.action = torch.empty(tasks, capacity, action_dim)
+        self.reward = torch.empty(tasks, capacity)
+        self.next_obs = torch.empty(tasks, capacity, obs_dim)
+        self.size = 0
+
+    def add(self, obs: Tensor, action: Tensor, reward: Tensor, next_obs: Tensor) -> None:
+        """Append (T, n, ...) transitions."""
+        rows = slice(self.size, self.size + obs.shape[1])
+        self.obs[:, rows], self.action[:, rows] = obs, action
+        self.reward[:, rows], self.next_obs[:, rows] = reward, next_obs
+        self.size += obs.shape[1]
+
+    def sample(self, n: int, generator: torch.Generator) -> Batch:
+        """n transitions of every task, uniform with replacement."""
+        tasks = len(self.obs)
+        rows = torch.randint(self.size, (tasks, n), generator=generator)
+        task = torch.arange(tasks)[:, None]
+        columns = (self.obs, self.action, self.reward, self.next_obs)
+        return Batch(*(column[task, rows] for column in columns))
+
+
+class OffPolicyMethod(Method):
+    """Collects with the current policy plus noise, and updates in proportion."""
+
+    def __init__(self, config: OffPolicyConfig, problem: Problem, seed: int) -> None:
+        super().__init__(config, problem, seed)
+        self.config = config
+        if problem.budget < max(config.nenv, config.warmup_steps + 1):
+            raise UserError(
+                f"a budget of {problem.budget} environment steps a task ends before the first "
+                f"update, which comes after {config.warmup_steps} steps of {config.nenv} "
+                "environments; raise the budget or lower warmup_steps or nenv"
+            )
+        domain = problem.domain
+        self.env = problem.env(config.nenv)
+        tasks = len(problem.tasks)
+        self.replay = Replay(tasks, problem.budget, domain.obs_dim, domain.action_dim)
+        self.episode_step = domain.config.episode_steps
+        self.updates_due = 0.0
+
+    def advance(self) -> bool:
+        """One step of every environment, then the updates that are due."""
+        if self.left < self.config.nenv:
+            return False
+        self._collect()
+        if self.env_steps > self.config.warmup_steps:
+            self.updates_due += self.config.nenv * self.config.updates_per_step
+            while self.updates_due >= 1:
+                self.update(self.replay.sample(self.config.batch, self.generator))
+                self.updates_due -= 1
+        return True
+
+    @abstractmethod
+    def update(self, batch: Batch) -> None:
+        """Learn from one batch of every task."""
+
+    @torch.no_grad()
+    def _collect(self) -> None:
+        tasks, n = len(self.problem.tasks), self.config.nenv
+        if self.episode_step == self.problem.domain.config.episode_steps:
+            starts = self.problem.domain.start_states(tasks * n, self.rng)
+            self.obs = torch.from_numpy(self.env.reset(starts)).view(tasks, n, -1)
+            self.episode_step = 0
+        action = self.explore(self.obs)
+        flat = action.flatten(0, 1).numpy()
+        next_obs = torch.from_numpy(self.env.step(flat)).view(tasks, n, -1)
+        reward = torch.from_numpy(self.problem.reward(self.env, flat).astype(np.float32))
+        self.replay.add(self.obs, action, reward, next_obs)
+        self.obs = next_obs
+        self.episode_step += 1
+        self.env_steps += n
+
+    def explore(self, obs: Tensor) -> Tensor:
+        """Actions (T, n, action_dim) to collect with."""
+        std = self.config.noise_std
+        return add_noise(self.act(obs), std, float("inf"), self.generator)

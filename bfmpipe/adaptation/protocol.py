@@ -1,0 +1,91 @@
+"""The protocol, the same for every method: paired evaluation at fixed start states."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bfmpipe.adaptation.base import Method, Problem
+from bfmpipe.config import Config
+from bfmpipe.envs.domain import Domain
+from bfmpipe.types import Array, UserError
+
+
+class Evaluation(Config):
+    """Settings of the evaluation."""
+
+    episodes: int = Field(32, ge=1)
+    """Episodes a task, from start states that all methods and models share."""
+    seed: int = 1_000_003
+    """Of those start states; nothing that learns draws from it."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation of all tasks.
+
+    env_steps: spent before it, a task; returns: (T, episodes); physics: (episode_steps + 1, T,
+    episodes, physics_dim), the states passed; z: (T, d); cosine: (T,), of z to the inferred one.
+    """
+
+    env_steps: int
+    returns: Array
+    physics: Array
+    z: Array
+    cosine: Array
+
+
+def start_states(domain: Domain, config: Evaluation) -> Array:
+    """The evaluation's start states, (episodes, physics_dim)."""
+    return domain.start_states(config.episodes, np.random.default_rng(config.seed))
+
+
+def rollout_returns(
+    problem: Problem, act: Callable[[Tensor], Tensor], starts: Array
+) -> tuple[Array, Array]:
+    """Undiscounted returns (T, episodes) of whole episodes, and the states passed.
+
+    Args:
+        problem: tasks and domain.
+        act: obs (T, episodes, obs_dim) -> actions (T, episodes, action_dim).
+        starts: (episodes, physics_dim), the same for every task.
+    """
+    tasks, episodes = len(problem.tasks), len(starts)
+    env = problem.env(episodes)
+    obs = env.reset(np.tile(starts, (tasks, 1)))
+    returns = np.zeros((tasks, episodes))
+    physics = [env.physics]
+    for _ in range(problem.domain.config.episode_steps):
+        grouped = torch.from_numpy(obs).unflatten(0, (tasks, episodes))
+        action = act(grouped).flatten(0, 1).numpy()
+        obs = env.step(action)
+        returns += problem.reward(env, action)
+        physics.append(env.physics)
+    return returns, np.stack(physics).reshape(len(physics), tasks, episodes, -1)
+
+
+def evaluate(method: Method, starts: Array) -> Evaluated:
+    """Evaluate a method as it stands."""
+    returns, physics = rollout_returns(method.problem, method.act, starts)
+    if not np.isfinite(returns).all():
+        raise UserError(f"an evaluation returned {returns[~np.isfinite(returns)][0]}")
+    cosine = torch.nn.functional.cosine_similarity(method.z, method.problem.z, dim=-1)
+    return Evaluated(method.env_steps, returns, physics, method.z.numpy().copy(), cosine.numpy())
+
+
+def adapt(method: Method, starts: Array, every: int) -> Iterator[Evaluated]:
+    """Spend the method's budget; evaluate before, every `every` environment steps, and after.
+
+    The evaluation's environment steps are not the method's, and the method never sees them.
+    """
+    yield evaluate(method, starts)
+    due = every
+    while method.advance():
+        if method.env_steps >= due:
+            yield evaluate(method, starts)
+            due = method.env_steps - method.env_steps % every + every
+    if method.env_steps and (method.env_steps % every or due == every):
+        yield evaluate(method, starts)

@@ -1,0 +1,194 @@
+"""The library as a user sees it: load a model, infer a task's latent, adapt it.
+
+pretrained = bfmpipe.load("results/point_mass_maze/fb/seed0/model")
+tasks = pretrained.domain.tasks("reach", ["reach_top_right"], {"target_size": 0.05})
+data = bfmpipe.read_transitions("results/point_mass_maze/data.parquet")
+latent = bfmpipe.infer(pretrained, tasks, data)
+for point in bfmpipe.adapt(pretrained, tasks, latent, data, method="lola", episodes=64):
+    print(point.env_steps, point.returns.mean())
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bfmpipe import plugins
+from bfmpipe.adaptation.base import Method, Problem
+from bfmpipe.adaptation.protocol import Evaluated, Evaluation, start_states
+from bfmpipe.adaptation.protocol import adapt as run_protocol
+from bfmpipe.agents import Model, load_model
+from bfmpipe.config import parse
+from bfmpipe.data.transitions import Transitions
+from bfmpipe.data.transitions import read as read_transitions
+from bfmpipe.envs.domain import Domain, Task
+from bfmpipe.inference.reward import Inference, Latent
+from bfmpipe.inference.reward import infer as infer_one
+from bfmpipe.types import UserError
+
+__all__ = ["Pretrained", "adapt", "infer", "load", "make_domain", "make_method", "read_transitions"]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A frozen model and the domain it was trained on; `card` is its config.json."""
+
+    model: Model
+    domain: Domain
+    card: Mapping[str, Any]
+
+
+def load(directory: Path | str) -> Pretrained:
+    """A pretrained model from its directory.
+
+    Raises:
+        UserError: for a model that is missing, damaged, or does not fit its domain.
+    """
+    model, card = load_model(directory)
+    domain = make_domain(card["domain"], card["domain_settings"])
+    if (model.obs_dim, model.action_dim) != (domain.obs_dim, domain.action_dim):
+        raise UserError(
+            f"{directory}: a model of {model.obs_dim} observations and {model.action_dim} actions; "
+            f"{domain.name} has {domain.obs_dim} and {domain.action_dim}"
+        )
+    return Pretrained(model, domain, card)
+
+
+def make_domain(name: str, settings: Mapping[str, Any]) -> Domain:
+    """A domain by name, e.g. ("point_mass_maze", {"physics_steps": 5}).
+
+    Raises:
+        UserError: for an unknown domain or setting.
+    """
+    module = plugins.load("envs", name)
+    domain: Domain = module.Domain(name, parse(module.Config, settings, f"domain {name}"))
+    return domain
+
+
+def infer(
+    pretrained: Pretrained,
+    tasks: Sequence[Task],
+    data: Transitions,
+    *,
+    inference: Inference | None = None,
+    seed: int = 0,
+) -> Latent:
+    """Zero-shot inference for each of T tasks: w and z, (T, d).
+
+    Args:
+        pretrained: the model.
+        tasks: of its domain.
+        data: transitions of the same domain, relabelled with each task's reward.
+        inference: how; the defaults if None.
+        seed: of the choice of samples.
+    """
+    domain = pretrained.domain
+    check_domain(data, domain)
+    inference = inference or Inference()
+    rng = np.random.default_rng(seed)
+    count = min(inference.samples, len(data.index))
+    rows = np.sort(rng.choice(data.index, count, replace=False))
+    obs = torch.from_numpy(data.obs[rows + 1])
+    latents = []
+    for task in tasks:
+        reward = domain.relabel(task, data.physics[rows + 1], data.action[rows])
+        try:
+            latents.append(infer_one(pretrained.model, obs, torch.from_numpy(reward), inference))
+        except UserError as error:
+            raise UserError(f"task {task}: {error}") from error
+    return Latent(*(torch.stack(column) for column in zip(*latents, strict=True)))
+
+
+def make_method(
+    pretrained: Pretrained,
+    tasks: Sequence[Task],
+    latent: Latent,
+    data: Transitions,
+    *,
+    method: str,
+    episodes: int,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Method:
+    """An adaptation method at its start; arguments as for `adapt`."""
+    check_domain(data, pretrained.domain)
+    module = plugins.load("adaptation", method)
+    config = parse(module.Config, settings or {}, f"method {method}")
+    problem = Problem(
+        domain=pretrained.domain,
+        model=pretrained.model,
+        tasks=tasks,
+        w=latent.w,
+        z=latent.z,
+        budget=episodes * pretrained.domain.config.episode_steps,
+        visited=data.physics[data.index],
+        threads=threads(),
+    )
+    made: Method = module.Method(config, problem, seed)
+    return made
+
+
+def adapt(
+    pretrained: Pretrained,
+    tasks: Sequence[Task],
+    latent: Latent,
+    data: Transitions,
+    *,
+    method: str,
+    episodes: int,
+    every: int = 16,
+    evaluation: Evaluation | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Iterator[Evaluated]:
+    """Adapt to T tasks at once; an evaluation before, every `every` episodes, and after.
+
+    Args:
+        pretrained: the model; it stays as it is.
+        tasks: T tasks of its domain.
+        latent: where to start: w and z, (T, d).
+        data: whose states rollouts may start from.
+        method: a module of bfmpipe.adaptation, e.g. "lola".
+        episodes: the budget a task, in episodes.
+        every: episodes between evaluations.
+        evaluation: how to evaluate; the defaults if None.
+        settings: of the method; what is left out keeps its default.
+        seed: of the method's randomness; the evaluation has its own.
+
+    Raises:
+        UserError: for unknown names or settings, or a budget that does not allow one update.
+    """
+    running = make_method(
+        pretrained,
+        tasks,
+        latent,
+        data,
+        method=method,
+        episodes=episodes,
+        settings=settings,
+        seed=seed,
+    )
+    starts = start_states(pretrained.domain, evaluation or Evaluation())
+    return run_protocol(running, starts, every * pretrained.domain.config.episode_steps)
+
+
+def check_domain(data: Transitions, domain: Domain) -> None:
+    """Refuse a data set of another domain than the model's."""
+    if data.domain != domain.name:
+        raise UserError(f"the data set is of {data.domain}, the model of {domain.name}")
+    physics_steps = make_domain(data.domain, data.domain_settings).config.physics_steps
+    if physics_steps != domain.config.physics_steps:
+        raise UserError(
+            f"the data set has {physics_steps} physics steps a control step, the model "
+            f"{domain.config.physics_steps}; collect the data with the same physics_steps"
+        )
+
+
+def threads() -> int:
+    """Threads this process may use: OMP_NUM_THREADS, as torch reads it, or one a core."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) else len(os.sched_getaffinity(0))

@@ -1,0 +1,84 @@
+"""The command line: `bfmpipe STAGE --cfg JSON --FILE PATH ...`, derived from the signatures.
+
+Every function of bfmpipe.stages named like its module is a command. Its first parameter is the
+settings, given as JSON or as @file; its keyword-only parameters are files.
+"""
+
+import argparse
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+import sys
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from bfmpipe import stages
+from bfmpipe.config import canonical, parse
+from bfmpipe.types import UserError
+
+NAMES = tuple(
+    sorted(
+        module.name
+        for module in pkgutil.iter_modules(stages.__path__)
+        if module.name not in ("sections",)
+    )
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a stage; 0, or 2 after one sentence on bad input."""
+    argv = sys.argv[1:] if argv is None else argv
+    # idle threads must not spin on the cores that the simulator needs; torch reads it on import
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("MUJOCO_GL", "disabled")
+    top = argparse.ArgumentParser(
+        prog="bfmpipe", description="Fast adaptation of behavioural foundation models."
+    )
+    top.add_argument("stage", choices=NAMES, help="what to do; `bfmpipe STAGE --help` says more")
+    if not argv or argv[0] not in NAMES:
+        top.parse_args(argv)
+        return 2
+    name = argv[0]
+    try:
+        _run(name, argv[1:])
+    except UserError as error:
+        print(f"bfmpipe {name}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"bfmpipe {name}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(name: str, argv: list[str]) -> None:
+    stage = getattr(importlib.import_module(f"bfmpipe.stages.{name}"), name)
+    hints = inspect.get_annotations(stage, eval_str=True)
+    cfg_name, *files = inspect.signature(stage).parameters
+    parser = argparse.ArgumentParser(prog=f"bfmpipe {name}", description=inspect.getdoc(stage))
+    parser.add_argument(f"--{cfg_name}", required=True, help="settings as JSON, or @file")
+    for file in files:
+        many = get_origin(hints[file]) is list
+        kind = get_args(hints[file])[0] if many else hints[file]
+        parser.add_argument(
+            f"--{file}", required=True, type=kind, nargs="*" if many else None, metavar="PATH"
+        )
+    given = vars(parser.parse_args(argv))
+    cfg = parse(hints[cfg_name], _json(given.pop(cfg_name)), f"--{cfg_name}")
+    print(f"bfmpipe {name} --{cfg_name} '{canonical(cfg)}'", file=sys.stderr)
+    stage(cfg, **given)
+
+
+def _json(text: str) -> Any:
+    where = "--cfg"
+    if text.startswith("@"):
+        where = text[1:]
+        try:
+            text = Path(where).read_text()
+        except OSError as error:
+            raise UserError(f"{where}: {error.strerror}") from error
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error})") from error

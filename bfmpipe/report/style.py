@@ -1,0 +1,123 @@
+"""One look for all figures: a colour a method, the same fonts and sizes, reproducible files.
+
+Colours are those of Okabe and Ito, told apart by colour-blind readers too; no figure touches
+pyplot's global state.
+"""
+
+import functools
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+
+BLACK, GREY, LIGHT = "#1a1a1a", "#8a8a8a", "#d9d9d9"
+BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+AMBER, SKY = "#e69f00", "#56b4e9"
+
+# method -> name in figures, colour, line; the order is that of legends.
+_METHODS: dict[str, tuple[str, str, Any]] = {
+    "random": ("random policy", GREY, ":"),
+    "zero-shot": ("zero-shot", BLACK, "--"),
+    "lola": ("LoLA", BLUE, "-"),
+    "rela": ("ReLA", ORANGE, "-"),
+    "td3": ("TD3", GREEN, "-"),
+    "best-of-N": ("best of N latents", PINK, "-"),
+    "lola-a": ("LoLA-A", BLUE, "-."),
+    "rela-a": ("ReLA-A", ORANGE, "-."),
+    "td3-scratch": ("TD3 from scratch", GREEN, "-."),
+    "td3-z": ("TD3-z", GREEN, (0, (1, 1))),
+    "cem": ("CEM", AMBER, "-"),
+    "cma-es": ("CMA-ES", AMBER, "-."),
+    "opti": ("OpTI", SKY, "-"),
+    "hybrid": ("hybrid", PINK, "-."),
+    "random-search": ("random search", SKY, "-."),
+}
+_SPARE = (AMBER, SKY, PINK, BLUE, ORANGE, GREEN)
+
+_SETTINGS = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 9,
+    "axes.edgecolor": "#666666",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#ececec",
+    "grid.linewidth": 0.8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.facecolor": "white",
+    "pdf.fonttype": 42,  # text stays text
+}
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw under this style, and under nothing else that matplotlib was told."""
+
+    @functools.wraps(draw)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with mpl.rc_context(_SETTINGS):
+            return draw(*args, **kwargs)
+
+    return inner
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
+    found = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(found)
+    return found
+
+
+def name(method: str) -> str:
+    """A method as figures and pages call it."""
+    return _METHODS[method][0] if method in _METHODS else method
+
+
+def colour(method: str) -> str:
+    """A method's colour, the same in every figure."""
+    if method in _METHODS:
+        return _METHODS[method][1]
+    return _SPARE[zlib.crc32(method.encode()) % len(_SPARE)]
+
+
+def line(method: str) -> Any:
+    """A method's line style."""
+    return _METHODS[method][2] if method in _METHODS else "-."
+
+
+def ordered(methods: Iterable[str]) -> list[str]:
+    """Methods in the order of legends, unknown ones last and by name."""
+    order = list(_METHODS)
+    return sorted(methods, key=lambda m: (order.index(m) if m in order else len(order), m))
+
+
+def words(identifier: str) -> str:
+    """A task's or column's name as words."""
+    return identifier.replace("_", " ")
+
+
+def legend(figure: Figure, handles: list[Any], columns: int | None = None) -> None:
+    """One legend for the whole figure, below the panels."""
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns or len(handles))
+
+
+def save(figure: Figure, path: Path, *, kind: str, dpi: int = 150) -> None:
+    """Write a figure as "pdf" or "png", without dates: the same figure gives the same bytes."""
+    metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
+    with mpl.rc_context(_SETTINGS):
+        figure.savefig(path, format=kind, dpi=dpi, metadata=metadata)

@@ -1,0 +1,242 @@
+"""The tables of results: curves, aggregates, the summary, and zero-shot among other latents.
+
+Each is a function of tables (`Columns`) and returns one; `interval` is
+`metrics.aggregate.stratified_bootstrap` with its settings filled in. Scores are arrays
+(seed, task); a task's seeds are resampled, the tasks are strata.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bfmpipe.metrics.adaptation import area_under_curve, improvement, initial_drop, monotonicity
+from bfmpipe.metrics.aggregate import Axes, iqm, probability_of_improvement
+from bfmpipe.report.rows import Columns, count, distinct, one, select
+from bfmpipe.report.runs import ZERO_SHOT, Runs, gather, gather_like
+from bfmpipe.types import Array, UserError
+
+Interval = Callable[..., tuple[Array, Array]]
+Table = dict[str, list[Any]]
+
+RANDOM, BEST_OF_N = "random", "best-of-N"
+_NOWHERE = float("nan")
+
+
+def curves(adaptation: Columns) -> Table:
+    """Every evaluation of every run, its paired episodes reduced to mean and standard error.
+
+    Raises:
+        UserError: a run was evaluated twice at the same step.
+    """
+    episodes = adaptation["returns"].shape[-1]
+    means = adaptation["returns"].mean(axis=-1)
+    errors = np.zeros_like(means)
+    if episodes > 1:
+        errors = adaptation["returns"].std(axis=-1, ddof=1) / np.sqrt(episodes)
+    keys = ("domain", "agent", "family", "task", "method", "seed")
+    runs = defaultdict(list)
+    for row, key in enumerate(zip(*(adaptation[k].tolist() for k in keys), strict=True)):
+        runs[key].append(row)
+    table: Table = defaultdict(list)
+    for key, rows in runs.items():
+        rows.sort(key=lambda row: adaptation["env_steps"][row])
+        steps = adaptation["env_steps"][rows]
+        if np.any(np.diff(steps) == 0):
+            raise UserError(f"{', '.join(map(str, key))}: two evaluations at the same env_steps")
+        for name, value in zip(keys, key, strict=True):
+            table[name] += [value] * len(rows)
+        table["evaluation"] += range(len(rows))
+        table["evaluation_episodes"] += [episodes] * len(rows)
+        table["mean"] += means[rows].tolist()
+        table["standard_error"] += errors[rows].tolist()
+        for name in ("env_steps", "episodes", "cosine"):
+            table[name] += adaptation[name][rows].tolist()
+    return dict(table)
+
+
+def aggregate(curves: Columns, interval: Interval) -> Table:
+    """The IQM over seeds and tasks of each method's curves, with its interval, point by point."""
+    table: Table = defaultdict(list)
+    for domain, agent, family, method in distinct(curves, "domain", "agent", "family", "method"):
+        runs = gather(curves, domain=domain, agent=agent, family=family, method=method)
+        low, high = interval(runs.mean, iqm)
+        points = len(runs.env_steps)
+        for name, value in (
+            ("domain", domain),
+            ("agent", agent),
+            ("family", family),
+            ("method", method),
+        ):
+            table[name] += [value] * points
+        table["evaluation"] += range(points)
+        table["env_steps"] += runs.env_steps.tolist()
+        table["episodes"] += runs.episodes.tolist()
+        table["iqm"] += iqm(runs.mean).tolist()
+        table["low"] += low.tolist()
+        table["high"] += high.tolist()
+        table["mean"] += runs.mean.mean(axis=(0, 1)).tolist()
+    return dict(table)
+
+
+def summary(curves: Columns, probe: Columns, interval: Interval) -> Table:
+    """One row a method and family, and where there is a probe, for `random` and `best-of-N`.
+
+    - zero_shot_*, final_*: IQM over seeds and tasks with its interval, and the mean.
+    - improvement: of the mean, in % of zero-shot's, with the interval of that ratio (a run's
+      zero-shot and final return are resampled together).
+    - initial_drop, area_under_curve: of the curve of means over seeds and tasks.
+    - monotonicity: averaged over the runs, each with the standard errors of its own evaluations.
+    - improved: share of the runs that end above their own zero-shot.
+    - probability_of_improvement: over all pairs of seeds of a task, after Agarwal et al.
+    """
+    rows: list[dict[str, Any]] = []
+    for domain, agent, family in distinct(curves, "domain", "agent", "family"):
+        place = {"domain": domain, "agent": agent, "family": family}
+        base = gather(curves, **place, method=ZERO_SHOT)
+        here = select(curves, **place)
+        for method in distinct(here, "method"):
+            runs = gather_like(base, curves, **place, method=method)
+            about = {**place, "method": method, **_size(here, runs)}
+            rows.append(
+                {**about, **_scores(base, runs.mean[..., -1], interval), **_shape(base, runs)}
+            )
+            if method == ZERO_SHOT:
+                rows[-1] |= _nothing("improved", *_interval("probability_of_improvement"))
+        for method, scores, episodes in _probed(select(probe, **place), base, str(place)):
+            length = _episode_length(here)
+            about = {**place, "method": method, **_size(here, base)}
+            about |= {"episodes": episodes, "env_steps": episodes * length}
+            shape = _nothing("initial_drop", "monotonicity", "area_under_curve", "cosine")
+            rows.append({**about, **_scores(base, scores, interval), **shape})
+    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+
+
+def best_of(curves: Columns, probe: Columns) -> Table:
+    """The zero-shot latent among the N data-derived ones, one row a seed and task.
+
+    `rank` 1 is best, of the N + 1; `percentile` is the share of the N below zero-shot (ties count
+    half). The N are scored on the selection's start states, zero-shot and `best` on the
+    evaluation's.
+    """
+    table: Table = defaultdict(list)
+    keys = ("domain", "agent", "family", "task", "seed")
+    for key in distinct(probe, *keys):
+        place = dict(zip(keys, key, strict=True))
+        rows = select(probe, **place)
+        zero_shot = select(curves, **place, method=ZERO_SHOT)
+        if count(zero_shot) == 0:
+            raise UserError(f"{', '.join(map(str, key))}: probed, but without a {ZERO_SHOT} run")
+        reached = zero_shot["mean"][0]
+        latents = select(rows, policy="latent")["mean"]
+        for name, value in place.items():
+            table[name].append(value)
+        table["zero_shot"].append(reached)
+        table["random"].append(one(select(rows, policy="random"), "mean"))
+        table["best"].append(one(select(rows, policy="best"), "mean"))
+        table["latents"].append(len(latents))
+        table["rank"].append(1 + int((latents > reached).sum()))
+        below = (latents < reached).mean() + (latents == reached).mean() / 2
+        table["percentile"].append(100 * below)
+    return dict(table)
+
+
+def _size(curves: Columns, runs: Runs) -> dict[str, Any]:
+    return {
+        "seeds": len(runs.seeds),
+        "tasks": len(runs.tasks),
+        "task_names": ", ".join(runs.tasks),
+        "evaluation_episodes": int(curves["evaluation_episodes"][0]),
+        "env_steps": float(runs.env_steps[-1]),
+        "episodes": float(runs.episodes[-1]),
+    }
+
+
+def _scores(base: Runs, final: Array, interval: Interval) -> dict[str, float]:
+    """What can be said of final returns (seed, task) beside those of zero-shot."""
+    zero_shot = base.mean[..., 0]
+    pairs = np.stack([zero_shot, final], axis=-1)
+
+    def gain(scores: Array, axis: Axes) -> Array:
+        means = scores.mean(axis=axis)
+        return improvement(means[..., 1], means[..., 0])
+
+    better = (final > zero_shot) + (final == zero_shot) / 2
+    found = {
+        "zero_shot_iqm": iqm(zero_shot),
+        "zero_shot_mean": zero_shot.mean(),
+        "final_iqm": iqm(final),
+        "final_mean": final.mean(),
+        "improvement": gain(pairs, axis=(0, 1)),
+        "improved": better.mean(),
+        "probability_of_improvement": probability_of_improvement(final, zero_shot),
+    }
+    intervals = {
+        "zero_shot": interval(zero_shot, iqm),
+        "final": interval(final, iqm),
+        "improvement": interval(pairs, gain),
+        "probability_of_improvement": interval((final, zero_shot), probability_of_improvement),
+    }
+    for name, (low, high) in intervals.items():
+        found |= {f"{name}_low": low, f"{name}_high": high}
+    return {name: float(value) for name, value in found.items()}
+
+
+def _shape(base: Runs, runs: Runs) -> dict[str, float]:
+    """What can be said of the way to the final returns."""
+    cosine = float(runs.cosine[..., -1].mean())
+    if len(runs.env_steps) < 2:
+        return {
+            **_nothing("initial_drop", "monotonicity"),
+            "area_under_curve": float(runs.mean[..., 0].mean()),
+            "cosine": cosine,
+        }
+    mean = runs.mean.mean(axis=(0, 1))
+    return {
+        "initial_drop": float(initial_drop(mean, runs.env_steps, base.mean[..., 0].mean())),
+        "monotonicity": float(monotonicity(runs.mean, runs.standard_error).mean()),
+        "area_under_curve": float(area_under_curve(runs.env_steps, mean)),
+        "cosine": cosine,
+    }
+
+
+def _probed(probe: Columns, base: Runs, where: str) -> list[tuple[str, Array, float]]:
+    """The policies of a probe: name, scores (seed, task), and the episodes spent a task."""
+    if count(probe) == 0:
+        return []
+    latents = select(probe, policy="latent")
+    spent = latents["episodes"].sum() / (len(base.seeds) * len(base.tasks))
+    found = []
+    for policy, name, episodes in (("random", RANDOM, 0.0), ("best", BEST_OF_N, float(spent))):
+        rows = select(probe, policy=policy)
+        scores = {
+            (seed, task): mean
+            for seed, task, mean in zip(rows["seed"], rows["task"], rows["mean"], strict=True)
+        }
+        wanted = {(seed, task) for seed in base.seeds for task in base.tasks}
+        if set(scores) != wanted:
+            seed, task = sorted(set(scores) ^ wanted)[0]
+            raise UserError(
+                f"{where}: probe ({policy}) and {ZERO_SHOT} differ, for instance in {task} with "
+                f"seed {seed}"
+            )
+        grid = [[scores[seed, task] for task in base.tasks] for seed in base.seeds]
+        found.append((name, np.array(grid), episodes))
+    return found
+
+
+def _episode_length(curves: Columns) -> float:
+    """Steps an episode; unknown where only zero-shot was run."""
+    spent = curves["env_steps"] > 0
+    if not spent.any():
+        return _NOWHERE
+    return float(curves["env_steps"][spent][0] / curves["episodes"][spent][0])
+
+
+def _interval(name: str) -> tuple[str, str, str]:
+    return name, f"{name}_low", f"{name}_high"
+
+
+def _nothing(*names: str) -> dict[str, float]:
+    return dict.fromkeys(names, _NOWHERE)

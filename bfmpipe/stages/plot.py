@@ -1,0 +1,160 @@
+"""Stage plot: the figures of one domain and agent, each as PDF and PNG."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from pydantic import Field
+
+from bfmpipe.config import parse
+from bfmpipe.data.tables import read_table
+from bfmpipe.files import replacing
+from bfmpipe.report import (
+    best_of_n,
+    curves_aggregate,
+    curves_per_task,
+    improvement,
+    style,
+    training,
+    trajectories,
+)
+from bfmpipe.report.alarm import diverged_at
+from bfmpipe.report.rows import Columns, concatenate, count, distinct, select
+from bfmpipe.stages.sections import Families
+from bfmpipe.types import UserError
+
+MAZE = "point_mass_maze"
+
+
+class Plot(Families):
+    """Settings of the stage; `families` tell the targets' sizes, the tables which tasks there are."""
+
+    domain: str
+    agent: str
+    method: str = "lola"
+    """Whose paths and final returns are shown."""
+    dpi: int = Field(150, ge=30)
+    """Of the PNG files."""
+
+
+def plot(
+    cfg: Plot,
+    *,
+    curves: Path,
+    aggregate: Path,
+    summary: Path,
+    best_of: Path,
+    probe: list[Path],
+    trajectories: list[Path],
+    losses: list[Path],
+    figures: Path,
+) -> None:
+    """Draw all figures of one domain and agent into a directory, as PDF and PNG.
+
+    Without probes there is no best_of_n, without losses no training, and trajectories are those
+    of the maze.
+    """
+    points = _here(cfg, read_table(curves, "curves")[0])
+    if count(points) == 0:
+        raise UserError(f"{curves}: holds nothing of {cfg.domain} with {cfg.agent}")
+    results = _here(cfg, read_table(summary, "summary")[0])
+    latents = _here(cfg, read_table(best_of, "best_of")[0])
+    aggregated = _here(cfg, read_table(aggregate, "aggregate")[0])
+
+    drawn = {
+        "curves_per_task": curves_per_task.draw(points, latents),
+        "curves_aggregate": curves_aggregate.draw(aggregated, results),
+        "improvement": improvement.draw(results),
+    }
+    probes = _probes(cfg, probe)
+    if count(probes):
+        drawn["best_of_n"] = best_of_n.draw(probes, points, cfg.method)
+    if cfg.domain == MAZE and trajectories:
+        drawn["trajectories"] = _paths(cfg, trajectories, points)
+    trained = [t for t in read_losses(losses) if (t.domain, t.agent) == (cfg.domain, cfg.agent)]
+    if trained:
+        drawn["training"] = training.draw(
+            {t.seed: t.losses for t in trained},
+            {t.seed: t.diverged_at for t in trained if t.diverged_at is not None},
+        )
+    for name, figure in drawn.items():
+        for kind in ("pdf", "png"):
+            with replacing(figures / f"{name}.{kind}") as path:
+                style.save(figure, path, kind=kind, dpi=cfg.dpi)
+    print(f"{figures}: {len(drawn)} figures")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A table of losses, whose it is, and when the divergence alarm rang, if it did."""
+
+    domain: str
+    agent: str
+    seed: int
+    losses: Columns
+    diverged_at: int | None
+
+
+def read_losses(paths: list[Path]) -> list[Trained]:
+    """Tables of losses by rising seed; whose they are is in their provenance."""
+    found = []
+    for path in paths:
+        losses, origin = read_table(path, "losses")
+        settings = origin.settings
+        margin = settings["trainer"]["divergence_margin"]
+        place = settings["domain"]["name"], settings["agent"]["name"], settings["seed"]
+        found.append(Trained(*place, losses, diverged_at(losses, margin)))
+    return sorted(found, key=lambda trained: (trained.domain, trained.agent, trained.seed))
+
+
+def _here(cfg: Plot, columns: Columns) -> Columns:
+    return select(columns, domain=cfg.domain, agent=cfg.agent)
+
+
+def _probes(cfg: Plot, paths: list[Path]) -> Columns:
+    names = ("domain", "agent", "seed", "family", "task", "policy", "index", "mean")
+    tables = [read_table(path, "probe")[0] for path in paths]
+    return _here(cfg, concatenate(tables, names)) if tables else {}
+
+
+def _paths(cfg: Plot, files: list[Path], curves: Columns) -> Figure:
+    """Draw the run of the lowest seed: chosen by no result."""
+    from bfmpipe.envs import point_mass_maze as maze  # loads MuJoCo, for the maze only
+
+    runs = {seed: table for seed, table in _trajectories(cfg, files)}
+    if not runs:
+        raise UserError(f"none of the {len(files)} tables of trajectories is of {cfg.method}")
+    seed = min(runs)
+    long, thin = maze.CROSS_HALF_LENGTH, maze.CROSS_HALF_WIDTH
+    radius = {}
+    for family in distinct(runs[seed], "family"):
+        settings = dict(cfg.families.get(family, {}))
+        settings.pop("names", None)
+        task = parse(maze.TaskConfig, settings, f"domain {cfg.domain}: task family {family}")
+        radius[family] = task.target_size
+    returns = {}
+    for family, task in distinct(runs[seed], "family", "task"):
+        run = select(curves, family=family, task=task, method=cfg.method, seed=seed)
+        if count(run):
+            order = np.argsort(run["env_steps"])
+            returns[family, task, "before"] = float(run["mean"][order[0]])
+            returns[family, task, "after"] = float(run["mean"][order[-1]])
+    geometry = trajectories.Maze(
+        walls=((0, 0, long, thin), (0, 0, thin, long)),
+        reach=maze.REACH,
+        targets=maze.TARGETS,
+        radius=radius,
+    )
+    return trajectories.draw(runs[seed], geometry, method=cfg.method, seed=seed, returns=returns)
+
+
+def _trajectories(cfg: Plot, files: list[Path]) -> Iterator[tuple[int, Columns]]:
+    """Seeds and tables of the method's runs; whose they are is in their provenance."""
+    wanted = (cfg.domain, cfg.agent, cfg.method)
+    for path in files:
+        table, origin = read_table(path, "trajectories")
+        settings = origin.settings
+        if (settings["domain"], settings["agent"], settings["method"]["name"]) == wanted:
+            yield settings["seed"], table

@@ -1,0 +1,119 @@
+"""Stage probe: what the model holds, without any adaptation.
+
+Every latent of a set drawn from the data is played on every task: does the model hold a better
+policy than the inferred one? The best is picked on start states of its own and scored on those of
+the evaluation, so that it is not flattered by the choice. The uniformly random policy is scored
+beside it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bfmpipe import api
+from bfmpipe.adaptation.base import Problem, act_by_latent
+from bfmpipe.adaptation.protocol import Evaluation, rollout_returns, start_states
+from bfmpipe.config import Config
+from bfmpipe.data.tables import write_table
+from bfmpipe.envs.batched import BatchedEnv
+from bfmpipe.envs.domain import Task
+from bfmpipe.networks import project_z
+from bfmpipe.stages.sections import Families, provenance
+from bfmpipe.types import Array
+
+
+class Probe(Config):
+    """Settings of the stage; `domain` and `agent` are those of the model, for its provenance."""
+
+    domain: str
+    agent: str
+    tasks: Families
+    latents: int = Field(ge=1)
+    """Latents project_z(phi(s)) of states s of the data set."""
+    episodes: int = Field(ge=2)
+    """Episodes a latent on the selection's start states."""
+    evaluation: Evaluation
+    seed: int = Field(ge=0)
+
+
+_SCHEMA = pa.schema(
+    [
+        *(pa.field(name, pa.string(), nullable=False) for name in ("domain", "agent")),
+        pa.field("seed", pa.int32(), nullable=False),
+        *(pa.field(name, pa.string(), nullable=False) for name in ("family", "task", "policy")),
+        pa.field("index", pa.int32(), nullable=False),
+        pa.field("mean", pa.float64(), nullable=False),
+        pa.field("standard_error", pa.float64(), nullable=False),
+        pa.field("episodes", pa.int32(), nullable=False),
+    ]
+)
+
+
+@torch.no_grad()
+def probe(cfg: Probe, *, model: Path, dataset: Path, scores: Path) -> None:
+    """Score the random policy, many data-derived latents, and the best of them."""
+    pretrained = api.load(model)
+    domain = pretrained.domain
+    tasks = cfg.tasks.tasks(domain)
+    data = api.read_transitions(dataset)
+    api.check_domain(data, domain)
+    rng = np.random.default_rng(cfg.seed)
+    rows = rng.choice(data.index, min(cfg.latents, len(data.index)), replace=False) + 1
+    z = project_z(pretrained.model.phi(torch.from_numpy(data.obs[rows])))
+
+    evaluation_starts = start_states(domain, cfg.evaluation)
+    selection_starts = domain.start_states(cfg.episodes, rng)
+    selection = _play_all(pretrained, tasks, z, selection_starts)
+    best = selection.mean(-1).argmax(1)
+    blank = torch.zeros(len(tasks), pretrained.model.z_dim)
+    problem = Problem(
+        domain, pretrained.model, tasks, blank, z[best], 0, data.physics[:0], api.threads()
+    )
+    best_returns, _ = rollout_returns(
+        problem, lambda obs: act_by_latent(problem.model, obs, problem.z), evaluation_starts
+    )
+    random_returns, _ = rollout_returns(
+        problem, lambda obs: _uniform(obs, domain.action_dim, rng), evaluation_starts
+    )
+
+    table: dict[str, list] = {name: [] for name in _SCHEMA.names}
+    for i, task in enumerate(tasks):
+        scored = [("random", 0, random_returns[i]), ("best", int(best[i]), best_returns[i])]
+        scored += [("latent", j, selection[i, j]) for j in range(len(z))]
+        for policy, index, returns in scored:
+            row = (cfg.domain, cfg.agent, cfg.seed, task.family, task.name, policy, index)
+            error = returns.std(ddof=1) / np.sqrt(len(returns))
+            for name, value in zip(
+                _SCHEMA.names, (*row, returns.mean(), error, len(returns)), strict=True
+            ):
+                table[name].append(value)
+    origin = provenance("probe", "probe", cfg, agents=cfg.agent, envs=cfg.domain)
+    write_table(scores, _SCHEMA, table, origin)
+    print(
+        f"{scores}: random {random_returns.mean():.1f}, best of {len(z)} latents "
+        f"{best_returns.mean():.1f}"
+    )
+
+
+def _uniform(obs: Tensor, action_dim: int, rng: np.random.Generator) -> Tensor:
+    return torch.from_numpy(rng.uniform(-1, 1, (*obs.shape[:2], action_dim)).astype(np.float32))
+
+
+def _play_all(pretrained: api.Pretrained, tasks: list[Task], z: Tensor, starts: Array) -> Array:
+    """Returns (T, latents, episodes); a latent is played once, and every task rewards it."""
+    domain, model = pretrained.domain, pretrained.model
+    latents, episodes = len(z), len(starts)
+    env = BatchedEnv(domain, latents * episodes, api.threads())
+    obs = env.reset(np.tile(starts, (latents, 1)))
+    rows = z.repeat_interleave(episodes, dim=0)
+    returns = np.zeros((len(tasks), latents * episodes))
+    for _ in range(domain.config.episode_steps):
+        action = model.actor(torch.from_numpy(obs), rows).numpy()
+        obs = env.step(action)
+        for i, task in enumerate(tasks):
+            returns[i] += domain.reward(task, env.fields(), action)
+    return returns.reshape(len(tasks), latents, episodes)
