@@ -23,15 +23,6 @@ except UserError as error:
 
 R = exp.results
 MODEL = f"{R}/{{domain}}/{{agent}}/seed{{seed}}"
-FIGURES = [
-    "curves_aggregate",
-    "curves_per_task",
-    "improvement",
-    "best_of_n",
-    "training",
-]
-
-
 # bfmpipe is the one installed beside the snakemake that runs.
 shell.prefix(f"set -euo pipefail; export PATH='{Path(sys.executable).parent}':$PATH; ")
 
@@ -62,6 +53,11 @@ rule all:
     default_target: True
     input:
         f"{R}/report.html",
+
+
+onsuccess:
+    print(f"figures: {R}/figures")
+    print(f"report:  {R}/report.html")
 
 
 rule collect:
@@ -192,3 +188,62 @@ rule tabulate:
         "bfmpipe tabulate --cfg {params.cfg:q} --adaptation {input.adaptation}"
         " --probe {input.probe} --curves {output.curves} --aggregate {output.aggregate}"
         " --summary {output.summary} --best_of {output.best_of} 2>&1 | tee -a {log}"
+
+
+def of_agent(path):
+    """The files of all seeds of one domain and agent."""
+    return expand(f"{MODEL}/{path}", seed=exp.seeds, allow_missing=True)
+
+
+rule plot:
+    """Draw every figure of one domain and agent, as PDF and PNG."""
+    input:
+        curves=rules.tabulate.output.curves,
+        aggregate=rules.tabulate.output.aggregate,
+        summary=rules.tabulate.output.summary,
+        best_of=rules.tabulate.output.best_of,
+        probe=of_agent("probe.parquet"),
+        losses=of_agent("losses.parquet"),
+        trajectories=expand(
+            of_agent("adapt/{method}.trajectories.parquet"),
+            method=exp.methods,
+            allow_missing=True,
+        ),
+    output:
+        figures=directory(f"{R}/figures/{{domain}}/{{agent}}"),
+    params:
+        cfg=cfg("plot"),
+        code=code("plot"),
+    log:
+        f"{R}/logs/plot/{{domain}}-{{agent}}.log",
+    benchmark:
+        f"{R}/benchmarks/plot/{{domain}}-{{agent}}.tsv"
+    shell:
+        "bfmpipe plot --cfg {params.cfg:q} --curves {input.curves} --aggregate {input.aggregate}"
+        " --summary {input.summary} --best_of {input.best_of} --probe {input.probe}"
+        " --losses {input.losses} --trajectories {input.trajectories}"
+        " --figures {output.figures} 2>&1 | tee -a {log}"
+
+
+rule report:
+    """One self-contained page: results, protocol, configuration, cost."""
+    input:
+        summary=rules.tabulate.output.summary,
+        best_of=rules.tabulate.output.best_of,
+        losses=expand("{model}/losses.parquet", model=ALL_MODELS),
+        figures=expand(rules.plot.output.figures, domain=exp.domains, agent=exp.agents),
+    output:
+        page=f"{R}/report.html",
+    params:
+        cfg=cfg("report"),
+        code=code("report"),
+        pictures=lambda wildcards, input: [f"{figures}/*.png" for figures in input.figures],
+        benchmarks=f"{R}/benchmarks",
+    log:
+        f"{R}/logs/report.log",
+    benchmark:
+        f"{R}/benchmarks/report/all.tsv"
+    shell:
+        "bfmpipe report --cfg {params.cfg:q} --summary {input.summary} --best_of {input.best_of}"
+        " --losses {input.losses} --figures {params.pictures}"
+        " --benchmarks {params.benchmarks} --output {output.page} 2>&1 | tee -a {log}"

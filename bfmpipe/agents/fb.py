@@ -72,6 +72,9 @@ class Config(base.AgentConfig):
     goal_fraction: float = Field(0.5, ge=0, le=1)
     """Share of training latents drawn as project_z(B(s)); the others are uniform."""
     actor_pessimism: float = Field(0.0, ge=0)
+    actor_floor: float | None = Field(None, gt=0)
+    """None: pi maximises the mean of Q. Otherwise the mean of Q / (|Q| + actor_floor mean |Q|):
+    states far from where z leads, whose Q is small, then count as much as those near it."""
     noise_std: float = Field(0.2, ge=0)
     noise_clip: float = Field(0.3, ge=0)
 
@@ -211,7 +214,7 @@ class Agent(base.Agent):
                 policy_action = self._noisy(model.actor(obs, z))
                 q = (model.forward_map(forward_obs, z, policy_action) * z).sum(-1)
                 q = reduce_heads(q, c.actor_pessimism)
-                actor_loss = -q.mean()
+                actor_loss = -(q / self._actor_scale(q.detach())).mean()
                 self.optimisers["actor"].zero_grad(set_to_none=True)
                 actor_loss.backward()
             self.optimisers["actor"].step()
@@ -221,6 +224,10 @@ class Agent(base.Agent):
         update_target(self.targets["backward_map"], model.backward_map, c.target_tau)
         self.step += 1
         return metrics
+
+    def _actor_scale(self, q: Tensor) -> Tensor | float:
+        floor = self.config.actor_floor
+        return 1.0 if floor is None else q.abs() + floor * q.abs().mean()
 
     def _noisy(self, action: Tensor) -> Tensor:
         return add_noise(action, self.config.noise_std, self.config.noise_clip, self.generator)

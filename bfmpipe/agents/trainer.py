@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,15 +102,8 @@ class Trainer:
     @property
     def diverged_at(self) -> int | None:
         """The update at which the divergence alarm first rang, if it did."""
-        rows = [r for r in self.losses if "fb_loss" in r and "q" in r]
-        for i in range(2, len(rows)):
-            so_far = [r["fb_loss"] for r in rows[: i + 1]]
-            low, high = min(so_far), max(so_far)
-            turned = so_far[-1] - low > self.config.divergence_margin * (high - low)
-            q_before = max(r["q"] for r in rows[:i])
-            if turned and high > low and rows[i]["q"] > q_before:
-                return int(rows[i]["update"])
-        return None
+        rang = divergence(self.losses, self.config.divergence_margin)
+        return int(self.losses[rang.index(True)]["update"]) if any(rang) else None
 
     def _learning_rate_scale(self) -> float:
         left = self.config.updates - self.done
@@ -173,3 +166,26 @@ class Trainer:
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+
+
+def divergence(losses: Sequence[Mapping[str, float]], margin: float, window: int = 10) -> list[bool]:
+    """Whether the alarm rings, row by row: the loss has turned while Q keeps climbing.
+
+    On means over the last `window` rows: `fb_loss` is above its minimum so far by `margin` of its
+    range so far, and `q` is at its maximum. Agents without these losses never ring it.
+    """
+    if not losses or not {"fb_loss", "q"} <= losses[0].keys():
+        return [False] * len(losses)
+    rang = []
+    low, high, top = float("inf"), float("-inf"), float("-inf")
+    for end in range(1, len(losses) + 1):
+        if end < window:
+            rang.append(False)
+            continue
+        rows = losses[end - window : end]
+        loss, q = (sum(row[name] for row in rows) / window for name in ("fb_loss", "q"))
+        low, high, top = min(low, loss), max(high, loss), max(top, q)
+        # before the loss has fallen, being above its minimum says nothing
+        fallen = end > 2 * window and high - low > 0
+        rang.append(fallen and loss - low > margin * (high - low) and q == top)
+    return rang

@@ -46,7 +46,8 @@ def draw(aggregate: Columns, summary: Columns) -> Figure:
             _name_env_steps(axes, rows["env_steps"][spent][0] / rows["episodes"][spent][0])
         about = select(summary, family=family, method=ZERO_SHOT)
         tasks, seeds = one(about, "tasks"), one(about, "seeds")
-        axes.set_title(f"{style.words(family)} ({tasks} tasks × {seeds} seeds)")
+        size = f"{tasks} task{'s' * (tasks != 1)} × {seeds} seed{'s' * (seeds != 1)}"
+        axes.set_title(f"{style.words(family)} ({size})")
         axes.set_xlabel("episodes spent a task")
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     panels[0].set_ylabel("return an episode, interquartile mean")

@@ -104,7 +104,7 @@ def duration(seconds: float) -> str:
     """Seconds as text in the units one would say them in."""
     if math.isnan(seconds):
         return "–"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

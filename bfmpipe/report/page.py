@@ -90,8 +90,8 @@ def _lede(results: Results) -> str:
     seeds = max(row["seeds"] for row in results.rows)
     adapted = f"then adapted to each task by {_listed(methods)}" if methods else "not adapted"
     return (
-        f"A behavioural foundation model ({models}; {seeds} pretraining seeds) is trained without "
-        f"rewards, asked for a policy for each task (zero-shot), and {adapted}."
+        f"A behavioural foundation model ({models}; {_many(seeds, 'pretraining seed')}) is trained "
+        f"without rewards, asked for a policy for each task (zero-shot), and {adapted}."
     )
 
 
@@ -99,7 +99,7 @@ def _banner(results: Results) -> Markup:
     """What must not be overlooked."""
     if not results.alarms:
         return Markup("")
-    many = f"{len(results.alarms)} of {results.trainings} trainings"
+    many = f"{len(results.alarms)} of {_many(results.trainings, 'training')}"
     link = tag("a", "Training", href=f"#{html.anchor('Training')}")
     return tag("p", f"The divergence alarm rang in {many}: see ", link, ".", class_="alarm")
 
@@ -125,7 +125,7 @@ def _glance(results: Results) -> Iterable[Markup]:
             )
             for row in rows
         )
-        about = f"{rows[0]['tasks']} tasks × {rows[0]['seeds']} seeds"
+        about = f"{_many(rows[0]['tasks'], 'task')} × {_many(rows[0]['seeds'], 'seed')}"
         cards.append(
             tag(
                 "div",
@@ -180,8 +180,9 @@ def _sample(block: Sequence[Mapping[str, Any]]) -> str:
     """What an average is over."""
     row = block[0]
     return (
-        f"{row['tasks']} tasks ({style.words(row['task_names'])}), {row['seeds']} seeds, "
-        f"{row['evaluation_episodes']} evaluation episodes each"
+        f"{_many(row['tasks'], 'task')} ({style.words(row['task_names'])}), "
+        f"{_many(row['seeds'], 'seed')}, "
+        f"{_many(row['evaluation_episodes'], 'evaluation episode')} each"
     )
 
 
@@ -292,7 +293,8 @@ def _training(results: Results) -> Iterable[Markup]:
     if results.alarms:
         yield from (tag("p", alarm, class_="alarm") for alarm in results.alarms)
     elif results.trainings:
-        yield tag("p", f"The divergence alarm rang in none of the {results.trainings} trainings.")
+        many = _many(results.trainings, "training")
+        yield tag("p", f"The divergence alarm rang in none of {many}.")
     else:
         yield tag("p", "No table of losses was given.")
     yield from _figures(results, lambda name: name == "training")
@@ -392,6 +394,10 @@ def _title(results: Results, place: tuple[str, str, str]) -> str:
 def _method(method: str) -> Markup:
     dot = tag("span", class_="dot", style=f"background:{style.colour(method)}")
     return html.join((dot, style.name(method)))
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -15,7 +15,9 @@ Columns = Mapping[str, Array]
 
 
 def select(columns: Columns, **equal: object) -> dict[str, Array]:
-    """The rows whose columns equal the given values."""
+    """The rows whose columns equal the given values; of a table without columns, itself."""
+    if not columns:
+        return {}
     keep = np.ones(count(columns), dtype=bool)
     for name, value in equal.items():
         keep &= np.asarray(columns[name] == value, dtype=bool)
@@ -37,11 +39,10 @@ def distinct(columns: Columns, *names: str) -> list[Any]:
 
 
 def concatenate(tables: Sequence[Columns], names: Iterable[str]) -> dict[str, Array]:
-    """The named columns of several tables, one below the other; no rows for no tables."""
-    return {
-        name: np.concatenate([table[name] for table in tables]) if tables else np.empty(0)
-        for name in names
-    }
+    """The named columns of several tables, one below the other; no columns for no tables."""
+    if not tables:
+        return {}
+    return {name: np.concatenate([table[name] for table in tables]) for name in names}
 
 
 def one(columns: Columns, name: str) -> Any:

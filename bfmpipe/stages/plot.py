@@ -29,7 +29,7 @@ MAZE = "point_mass_maze"
 
 
 class Plot(Families):
-    """Settings of the stage; `families` tell the targets' sizes, the tables which tasks there are."""
+    """Settings of the stage; the families are needed for the sizes of targets only."""
 
     domain: str
     agent: str
@@ -103,9 +103,8 @@ def read_losses(paths: list[Path]) -> list[Trained]:
     for path in paths:
         losses, origin = read_table(path, "losses")
         settings = origin.settings
-        margin = settings["trainer"]["divergence_margin"]
         place = settings["domain"]["name"], settings["agent"]["name"], settings["seed"]
-        found.append(Trained(*place, losses, diverged_at(losses, margin)))
+        found.append(Trained(*place, losses, diverged_at(losses)))
     return sorted(found, key=lambda trained: (trained.domain, trained.agent, trained.seed))
 
 
@@ -115,8 +114,7 @@ def _here(cfg: Plot, columns: Columns) -> Columns:
 
 def _probes(cfg: Plot, paths: list[Path]) -> Columns:
     names = ("domain", "agent", "seed", "family", "task", "policy", "index", "mean")
-    tables = [read_table(path, "probe")[0] for path in paths]
-    return _here(cfg, concatenate(tables, names)) if tables else {}
+    return _here(cfg, concatenate([read_table(path, "probe")[0] for path in paths], names))
 
 
 def _paths(cfg: Plot, files: list[Path], curves: Columns) -> Figure:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from bfmpipe import plugins
 from bfmpipe.agents import save_model
-from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig
+from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig, divergence
 from bfmpipe.api import check_domain, make_domain
 from bfmpipe.config import Config, parse
 from bfmpipe.data import transitions
@@ -17,6 +17,9 @@ from bfmpipe.data.tables import write_table
 from bfmpipe.files import file_digest
 from bfmpipe.progress import progress
 from bfmpipe.stages.sections import Plugin, provenance
+
+
+_KINDS = {"update": pa.int64(), "alarm": pa.bool_()}
 
 
 class Pretrain(Config):
@@ -73,7 +76,8 @@ def pretrain(cfg: Pretrain, *, dataset: Path, model: Path, losses: Path) -> None
             file=sys.stderr,
         )
     columns = {name: [row[name] for row in trainer.losses] for name in trainer.losses[0]}
-    kinds = {name: pa.int64() if name == "update" else pa.float64() for name in columns}
+    columns["alarm"] = divergence(trainer.losses, cfg.trainer.divergence_margin)
+    kinds = {name: _KINDS.get(name, pa.float64()) for name in columns}
     shape = pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds.items()])
     write_table(losses, shape, columns, origin)
     card = {

@@ -1,0 +1,225 @@
+"""What every method must keep to, and what each one is: on the maze with a small untrained model."""
+
+import numpy as np
+import pytest
+import torch
+
+from bfmpipe import plugins
+from bfmpipe.adaptation.base import Problem, act_by_latent
+from bfmpipe.adaptation.off_policy import Batch
+from bfmpipe.adaptation.protocol import Evaluation, adapt, evaluate, start_states
+from bfmpipe.agents import fb
+from bfmpipe.api import make_domain
+from bfmpipe.config import parse
+from bfmpipe.networks import project_z
+from bfmpipe.types import UserError
+
+SETTINGS = {
+    "lola": {"states": 2, "latents": 4, "horizon": 5},
+    "rela": {
+        "nenv": 2,
+        "updates_per_step": 0.5,
+        "batch": 16,
+        "warmup_steps": 20,
+        "latent_warmup_updates": 3,
+    },
+    "td3": {"nenv": 2, "updates_per_step": 0.5, "batch": 16, "warmup_steps": 20},
+    "zero-shot": {},
+}
+
+
+def small_model(seed=0):
+    torch.manual_seed(seed)
+    config = fb.Config(
+        z_dim=6, architecture="concatenated", hidden_dim=32, backward_hidden_dim=16, batch=8
+    )
+    return fb.Model(config, 4, 2).requires_grad_(False).eval()
+
+
+def make_problem(budget=200, model=None):
+    domain = make_domain("point_mass_maze", {"physics_steps": 5, "episode_steps": 20})
+    tasks = domain.tasks("reach", ["reach_top_left", "reach_top_right"], {"target_size": 0.1})
+    model = model or small_model()
+    generator = torch.Generator().manual_seed(1)
+    w = torch.randn(len(tasks), model.z_dim, generator=generator)
+    visited = domain.exploration_states(100, np.random.default_rng(0))
+    return Problem(domain, model, tasks, w, project_z(w), budget, visited, threads=1)
+
+
+def make(name, problem, seed=0, **settings):
+    module = plugins.load("adaptation", name)
+    return module.Method(parse(module.Config, {**SETTINGS[name], **settings}, name), problem, seed)
+
+
+STARTS_CONFIG = Evaluation(episodes=3)
+
+
+def run(name, problem, seed=0, **settings):
+    method = make(name, problem, seed, **settings)
+    return method, list(adapt(method, start_states(problem.domain, STARTS_CONFIG), every=40))
+
+
+@pytest.fixture(params=plugins.names("adaptation"))
+def name(request):
+    return request.param
+
+
+def test_every_method_is_covered(name):
+    assert name in SETTINGS
+
+
+def test_seeded_twice_gives_the_same(name):
+    first, second = (run(name, make_problem(), seed=3)[1] for _ in range(2))
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a.env_steps == b.env_steps
+        assert np.array_equal(a.returns, b.returns)
+        assert np.array_equal(a.z, b.z)
+
+
+def test_the_frozen_model_keeps_its_bytes(name):
+    model = small_model()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    run(name, make_problem(model=model))
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_the_budget_is_spent_and_not_exceeded(name):
+    method, points = run(name, make_problem(budget=200))
+    assert [p.env_steps for p in points] == sorted({p.env_steps for p in points})
+    if name == "zero-shot":
+        assert method.env_steps == 0
+        assert len(points) == 1
+    else:
+        assert method.env_steps == 200
+        assert points[-1].env_steps == 200
+        assert [p.env_steps for p in points] == [0, 40, 80, 120, 160, 200]
+
+
+def test_the_first_evaluation_is_zero_shot_for_all(name):
+    problem = make_problem()
+    starts = start_states(problem.domain, STARTS_CONFIG)
+    zero_shot = evaluate(make("zero-shot", problem), starts)
+    first = evaluate(make(name, problem), starts)
+    np.testing.assert_allclose(first.returns, zero_shot.returns, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(first.cosine, 1, rtol=1e-6)
+
+
+def test_evaluations_do_not_disturb_the_method(name):
+    """The same adaptation, evaluated often or hardly ever: methods never see an evaluation."""
+    problem = make_problem()
+    often = make(name, problem)
+    starts = start_states(problem.domain, STARTS_CONFIG)
+    list(adapt(often, starts, every=20))
+    rarely = make(name, problem)
+    list(adapt(rarely, starts, every=10_000))
+    obs = torch.from_numpy(problem.domain.observe(problem.domain.split(starts)))
+    obs = obs.expand(len(problem.tasks), -1, -1)
+    assert torch.equal(often.act(obs), rarely.act(obs))
+
+
+def test_latents_stay_on_the_sphere_and_move_only_where_they_should(name):
+    method, points = run(name, make_problem())
+    length = np.linalg.norm(points[-1].z, axis=-1)
+    np.testing.assert_allclose(length, np.sqrt(method.z.shape[-1]), rtol=1e-5)
+    moved = not np.array_equal(points[-1].z, points[0].z)
+    assert moved == (name in ("lola", "rela"))
+
+
+def test_tasks_do_not_feel_each_other():
+    """ReLA's critics and latents of one task are the same whatever the other task's rewards."""
+    together = make_problem()
+    method = make("rela", together)
+    generator = torch.Generator().manual_seed(0)
+
+    def batch(scale):
+        generator.manual_seed(0)
+        obs, next_obs = (torch.rand(2, 16, 4, generator=generator) for _ in range(2))
+        action = torch.rand(2, 16, 2, generator=generator)
+        reward = torch.rand(2, 16, generator=generator)
+        return Batch(obs, action, reward * torch.tensor([1.0, scale])[:, None], next_obs)
+
+    other = make("rela", together)
+    for _ in range(5):
+        method.update(batch(1.0))
+        other.update(batch(7.0))
+    obs, action, _, _ = batch(1.0)
+    q, other_q = (m.q(obs, action, m.z) for m in (method, other))
+    assert torch.equal(method.z[0], other.z[0])
+    assert torch.equal(q[0], other_q[0])
+    assert not torch.equal(q[1], other_q[1])
+
+
+def test_rela_starts_exactly_at_the_frozen_q():
+    problem = make_problem()
+    method = make("rela", problem)
+    obs, action = torch.rand(2, 9, 4), torch.rand(2, 9, 2)
+    q = method.q(obs, action, problem.z)
+    for t in range(2):
+        frozen = problem.model.q(obs[t], action[t], problem.z[t].expand(9, -1), problem.w[t])
+        assert torch.equal(q[t], frozen.expand(2, -1))
+
+
+def test_rela_first_targets_are_the_bellman_residual():
+    """With a zero residual, y - base is r + gamma Q_0(s', a') - Q_0(s, a), by the formula."""
+    problem = make_problem()
+    method = make("rela", problem, target_noise_std=0.0, learning_rate=1e-2)
+    batch = Batch(torch.rand(2, 1, 4), torch.rand(2, 1, 2), torch.rand(2, 1), torch.rand(2, 1, 4))
+    model, z, w = problem.model, problem.z, problem.w
+    for _ in range(600):  # one transition a task: the residual can fit it
+        method.update(batch)
+        method.z = problem.z  # hold the policy
+        method.z_parameter.data.copy_(problem.z)
+        method.target.load_state_dict(
+            {k: torch.zeros_like(v) for k, v in method.target.state_dict().items()}
+        )
+    for t in range(2):
+        next_action = model.actor(batch.next_obs[t], z[t : t + 1])
+        y = batch.reward[t] + model.discount * model.q(
+            batch.next_obs[t], next_action, z[t : t + 1], w[t]
+        )
+        fitted = method.q(batch.obs, batch.action, z)[t, :, 0]
+        torch.testing.assert_close(fitted, y.expand(2), rtol=1e-2, atol=1e-2)
+
+
+def test_td3_starts_at_the_models_actor_and_q():
+    problem = make_problem()
+    method = make("td3", problem)
+    obs, action = torch.rand(2, 9, 4), torch.rand(2, 9, 2)
+    torch.testing.assert_close(
+        method.act(obs), act_by_latent(problem.model, obs, problem.z), rtol=1e-5, atol=1e-6
+    )
+    for t in range(2):
+        psi = problem.model.psi(obs[t], action[t], problem.z[t].expand(9, -1))
+        torch.testing.assert_close(
+            method.q(obs, action)[t], psi @ problem.w[t], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_td3_moves_the_actor_of_each_task():
+    problem = make_problem()
+    method, _ = run("td3", problem, actor_learning_rate=1e-2)
+    obs = torch.rand(1, 9, 4).expand(2, -1, -1)
+    moved = method.act(obs) - act_by_latent(problem.model, obs, problem.z)
+    assert (moved.abs().amax(dim=(1, 2)) > 1e-3).all()
+
+
+def test_budgets_too_small_say_so():
+    with pytest.raises(UserError, match=r"lola: a budget of 10 .* too small for one update"):
+        make("lola", make_problem(budget=10))
+    for name in ("rela", "td3"):
+        with pytest.raises(UserError, match="ends before the first update"):
+            make(name, make_problem(budget=20))
+
+
+def test_lola_spends_what_is_left_on_fewer_start_states():
+    method, points = run("lola", make_problem(budget=100))  # 40 an update, 20 a start state
+    assert method.env_steps == 100
+    assert [p.env_steps for p in points] == [0, 40, 80, 100]
+
+
+def test_lola_needs_two_latents():
+    with pytest.raises(UserError, match="latents"):
+        make("lola", make_problem(), latents=1)

@@ -1,0 +1,139 @@
+"""Files as the stages before tabulate would write them, small and with round numbers."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from bfmpipe.data.tables import Provenance, write_table
+
+DOMAIN, AGENT = "point_mass_maze", "fb"
+VERSIONS = {"numpy": "2.0"}
+STARTS = {("reach", "reach_top_left"): 60.0, ("precise", "reach_bottom_right"): 20.0}
+SHAPES = {"zero-shot": [0], "lola": [0, 10, 20, 20, 30], "td3": [0, -10, -5, 0, 5]}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Files by kind, of two seeds; an episode has 100 steps."""
+    files: dict[str, list[Path]] = {
+        "adaptation": [],
+        "probe": [],
+        "losses": [],
+        "trajectories": [],
+    }
+    for seed in (0, 1):
+        for method in SHAPES:
+            files["adaptation"].append(_adaptation(tmp_path, method, seed))
+            files["trajectories"].append(_trajectories(tmp_path, method, seed))
+        files["probe"].append(_probe(tmp_path, seed))
+        files["losses"].append(_losses(tmp_path, seed))
+    return files
+
+
+def _write(path, kind, columns, types, settings):
+    schema = pa.schema([pa.field(name, types[name], nullable=False) for name in columns])
+    write_table(path, schema, columns, Provenance(kind, settings, f"code-of-{kind}", VERSIONS))
+    return path
+
+
+def _table(names, rows):
+    return {name: [row[i] for row in rows] for i, name in enumerate(names)}
+
+
+_TYPES = {
+    **dict.fromkeys(
+        ("domain", "agent", "method", "family", "task", "policy", "phase"), pa.string()
+    ),
+    **dict.fromkeys(("seed", "index", "episode", "step"), pa.int32()),
+    **dict.fromkeys(("env_steps", "update"), pa.int64()),
+    "alarm": pa.bool_(),
+    **dict.fromkeys(
+        ("cosine", "mean", "standard_error", "fb_loss", "ortho_loss", "q"), pa.float64()
+    ),
+}
+
+
+def _adaptation(directory, method, seed):
+    names = ("domain", "agent", "method", "seed", "family", "task", "env_steps", "episodes")
+    rows = [
+        (DOMAIN, AGENT, method, seed, family, task, 200 * i, 2.0 * i, 1 - i / 10, start + seed + up)
+        for i, up in enumerate(SHAPES[method])
+        for (family, task), start in STARTS.items()
+    ]
+    columns = _table((*names, "cosine", "mean"), rows)
+    mean = np.array(columns.pop("mean"))
+    columns["returns"] = np.stack([mean - 1, mean + 1], axis=1)
+    columns["z"] = np.zeros((len(rows), 2), np.float32)
+    types = {
+        **_TYPES,
+        "episodes": pa.float64(),
+        "returns": pa.list_(pa.float64(), 2),
+        "z": pa.list_(pa.float32(), 2),
+    }
+    path = directory / "adapt" / f"{method}-{seed}.parquet"
+    return _write(path, "adaptation", columns, types, {"seed": seed})
+
+
+def _probe(directory, seed):
+    rows = []
+    for (family, task), start in STARTS.items():
+        place = (DOMAIN, AGENT, seed, family, task)
+        rows.append((*place, "random", 0, 1.0, 0.5, 2))
+        for i, mean in enumerate((0.0, start, start + 20, 5.0)):
+            rows.append((*place, "latent", i, mean, 0.5, 3))
+        rows.append((*place, "best", 2, start + 15, 0.5, 2))
+    names = ("domain", "agent", "seed", "family", "task", "policy", "index", "mean")
+    columns = _table((*names, "standard_error", "episodes"), rows)
+    types = {**_TYPES, "episodes": pa.int32()}
+    return _write(directory / f"probe-{seed}.parquet", "probe", columns, types, {"seed": seed})
+
+
+def _losses(directory, seed):
+    columns = {
+        "update": np.arange(1, 6) * 1000,
+        "alarm": [False, False, False, False, seed != 0],
+        "fb_loss": [0.0, -5.0, -10.0, -10.5, -11.0 if seed == 0 else -6.0],
+        "ortho_loss": [5.0, 4.0, 3.0, 2.0, 1.0],
+        "q": [1.0, 2.0, 3.0, 4.0, 5.0],
+    }
+    settings = {
+        "domain": {"name": DOMAIN, "settings": {}},
+        "agent": {"name": AGENT, "settings": {}},
+        "trainer": {"divergence_margin": 0.2},
+        "seed": seed,
+    }
+    return _write(directory / f"losses-{seed}.parquet", "losses", columns, _TYPES, settings)
+
+
+def _trajectories(directory, method, seed):
+    rows = [
+        (family, task, phase, episode, step, (-0.2 + 0.01 * step, 0.2, 0.0, 0.0))
+        for family, task in STARTS
+        for phase in ("before", "after")
+        for episode in range(2)
+        for step in range(3)
+    ]
+    columns = _table(("family", "task", "phase", "episode", "step", "physics"), rows)
+    columns["physics"] = np.array(columns["physics"])
+    types = {**_TYPES, "physics": pa.list_(pa.float64(), 4)}
+    settings = {
+        "domain": DOMAIN,
+        "agent": AGENT,
+        "method": {"name": method, "settings": {}},
+        "seed": seed,
+    }
+    path = directory / "adapt" / f"{method}-{seed}.trajectories.parquet"
+    return _write(path, "trajectories", columns, types, settings)
+
+
+@pytest.fixture
+def results(runs, tmp_path):
+    """The files of `runs`, and the tables that stage tabulate makes of them."""
+    from bfmpipe.stages.tabulate import Tabulate, tabulate
+
+    names = ("curves", "aggregate", "summary", "best_of")
+    tables = {name: tmp_path / "tables" / f"{name}.parquet" for name in names}
+    tabulate(Tabulate(replicates=200), adaptation=runs["adaptation"], probe=runs["probe"], **tables)
+    return {**runs, **tables}

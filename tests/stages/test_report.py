@@ -1,0 +1,150 @@
+import base64
+import struct
+import zlib
+from html.parser import HTMLParser
+
+import pytest
+
+from bfmpipe.stages.report import Report, report
+from bfmpipe.types import UserError
+
+VOID = {"meta", "img", "link", "br"}
+NAMES = ("curves_aggregate", "improvement", "training", "something_new")
+
+
+def chunk(kind, data):
+    content = kind + data
+    return struct.pack(">I", len(data)) + content + struct.pack(">I", zlib.crc32(content))
+
+
+def png(grey):
+    """The smallest PNG: one pixel."""
+    head = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes([0, grey])))
+    return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed in order; collects images, links, ids and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.images, self.links, self.ids, self.tags = [], [], [], [], set()
+        self.words = ""
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.add(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "img":
+            self.images.append(attrs["src"])
+        if "href" in attrs:
+            self.links.append(attrs["href"])
+        if "id" in attrs:
+            self.ids.append(attrs["id"])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.words += data
+
+
+@pytest.fixture
+def figures(tmp_path):
+    directory = tmp_path / "figures" / "point_mass_maze" / "fb"
+    directory.mkdir(parents=True)
+    for i, name in enumerate(NAMES):
+        (directory / f"{name}.png").write_bytes(png(i))
+    return [directory / f"{name}.png" for name in NAMES]
+
+
+@pytest.fixture
+def make(results, figures, tmp_path):
+    def run(*, experiment=None, **changed):
+        given = {
+            "summary": results["summary"],
+            "best_of": results["best_of"],
+            "figures": figures,
+            "benchmarks": tmp_path / "missing",
+            "losses": results["losses"],
+            "output": tmp_path / "report.html",
+        } | changed
+        report(Report(experiment=experiment or {"seeds": [0, 1]}), **given)
+        return given["output"].read_text("utf-8")
+
+    return run
+
+
+def test_is_one_whole_page_with_every_figure(make, figures):
+    text = make()
+    page = Page(text)
+    found = {base64.b64decode(src.removeprefix("data:image/png;base64,")) for src in page.images}
+    assert found == {path.read_bytes() for path in figures}
+    assert "script" not in page.tags
+    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
+    assert "http" not in text
+    assert make() == text
+
+
+def test_says_what_was_found_and_how_it_was_measured(make):
+    words = Page(make()).words
+    assert "+50 %" in words  # 30 of 60.5
+    assert "1 task (reach top left), 2 seeds, 2 evaluation episodes each" in words
+    assert "LoLA 8 (800 steps)" in words
+    assert "95 % stratified bootstrap" in words
+    assert "seeds: [0, 1]" in words
+    assert "code-of-losses" in words
+    assert "so their time is not known" in words
+
+
+def test_a_diverged_training_is_announced(make, results):
+    words = Page(make()).words
+    assert "The divergence alarm rang in 1 of 2 trainings" in words
+    assert "fb on point_mass_maze with seed 1, the loss turned at update 5,000" in words
+    words = Page(make(losses=results["losses"][:1])).words
+    assert "rang in none of 1 training." in words
+
+
+def test_times_come_from_the_benchmarks(make, tmp_path):
+    head = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
+    for name, line in (
+        ("pretrain/point_mass_maze-fb-seed0", "61\t0:01:01\t700\t1\t1\t1\t1\t1\t1\t120"),
+        ("adapt/point_mass_maze-fb-seed0-lola", "2\t0:00:02\t50\t1\t1\t1\t1\t1\t1\t3.2"),
+    ):
+        path = tmp_path / "benchmarks" / f"{name}.tsv"
+        path.parent.mkdir(parents=True)
+        path.write_text(head + line + "\n")
+    words = Page(make(benchmarks=tmp_path / "benchmarks")).words
+    assert "1 min 1 s" in words
+    assert "2.000" in words  # 3.2 s of CPU time over 2 families x 1 task x 800 steps, in ms
+
+
+def test_what_comes_from_outside_is_escaped(make):
+    text = make(experiment={"<script>": "&</pre><img src=x>"})
+    page = Page(text)
+    assert "script" not in page.tags
+    assert "<img src=x>" not in text
+    assert "&</pre><img src=x>" in page.words
+
+
+def test_several_models_are_told_apart(make, figures, tmp_path):
+    other = tmp_path / "figures" / "walker" / "hilp" / "improvement.png"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(png(9))
+    words = Page(make(figures=[*figures, other])).words
+    assert "walker, hilp" in words
+    assert "point_mass_maze, fb" in words
+
+
+def test_a_file_that_is_no_figure_is_named(make, tmp_path):
+    with pytest.raises(UserError, match=r"gone\.png: cannot be read"):
+        make(figures=[tmp_path / "gone.png"])
+    (tmp_path / "text.png").write_text("text")
+    with pytest.raises(UserError, match=r"text\.png: not a PNG"):
+        make(figures=[tmp_path / "text.png"])
