@@ -49,6 +49,9 @@ def load(directory: Path | str) -> Pretrained:
         UserError: for a model that is missing, damaged, or does not fit its domain.
     """
     model, card = load_model(directory)
+    for name in ("domain", "domain_settings"):
+        if name not in card:
+            raise UserError(f"{directory}: config.json does not say the model's {name}")
     domain = make_domain(card["domain"], card["domain_settings"])
     if (model.obs_dim, model.action_dim) != (domain.obs_dim, domain.action_dim):
         raise UserError(

@@ -75,9 +75,11 @@ def _json(text: str) -> Any:
     if text.startswith("@"):
         where = text[1:]
         try:
-            text = Path(where).read_text()
+            text = Path(where).read_text("utf-8")
         except OSError as error:
             raise UserError(f"{where}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: not UTF-8 text") from error
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -54,7 +54,8 @@ def parse(cls: type[C], mapping: object, where: str, *, at: str = "") -> C:
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     except pydantic.ValidationError as error:
-        found = [_complaint(cls, item, top) for item in error.errors(include_url=False)]
+        errors = [item for item in error.errors(include_url=False) if not _follows(item)]
+        found = [_complaint(cls, item, top) for item in errors]
     message = "; ".join(found[:_SHOWN_ERRORS])
     more = f" (and {len(found) - _SHOWN_ERRORS} more)" if len(found) > _SHOWN_ERRORS else ""
     raise UserError(f"{where}: {message}{more}")
@@ -149,6 +150,11 @@ _WANTED = {
 }
 
 
+def _follows(error: Any) -> bool:
+    """Tell whether a list is too short only because of wrong items, which have errors already."""
+    return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
+
+
 def _complaint(cls: type[Config], error: Any, top: Place) -> str:
     """Say one of pydantic's errors (``ErrorDetails``) in words, beginning with its place."""
     loc, owner = _resolve(cls, error["loc"])
@@ -159,6 +165,8 @@ def _complaint(cls: type[Config], error: Any, top: Place) -> str:
         case "extra_forbidden":
             valid = list(owner.model_fields) if owner else []
             return f"{place} is not a setting; {_choices(str(loc[-1]), valid)}"
+        case "too_short":
+            return f"{at}has {len(value)} entries, but needs {error['ctx']['min_length']} or more"
         case "missing":
             return f"{place} is missing"
         case "literal_error" | "enum":

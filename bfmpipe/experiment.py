@@ -5,9 +5,9 @@ The Snakefile asks for one stage's settings at a time, so that a change elsewher
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
 
 from bfmpipe import plugins
 from bfmpipe.adaptation.protocol import Evaluation
@@ -59,7 +59,7 @@ class Experiment(Config):
 
     results: str = Field("results", min_length=1)
     """The directory everything is written to."""
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1)
     domains: dict[str, DomainSection] = Field(min_length=1)
     agents: dict[str, Settings] = Field(min_length=1)
     methods: dict[str, Settings] = Field(min_length=1)
@@ -70,6 +70,13 @@ class Experiment(Config):
     adapt: AdaptSection
     evaluate: Evaluation = Evaluation()
     tabulate: Tabulate = Tabulate()
+
+    @field_validator("seeds")
+    @classmethod
+    def _differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed stands twice; its runs would count twice")
+        return seeds
 
     def stage(
         self, name: str, *, domain: str = "", agent: str = "", seed: str = "0", method: str = ""

@@ -85,7 +85,6 @@ class ConditionedMap(nn.Module):
         out_dim: width of the output.
         architecture: see above.
         trunk_layers: hidden layers of the trunk of "two_embeddings".
-        out_scale: constant factor on the output.
     """
 
     def __init__(
@@ -99,10 +98,8 @@ class ConditionedMap(nn.Module):
         *,
         architecture: Architecture,
         trunk_layers: int,
-        out_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.out_scale = out_scale
         self.concatenated = architecture == "concatenated"
         if self.concatenated:
             self.trunk = _embedding(heads, obs_dim + left_dim + right_dim, hidden, hidden)
@@ -125,7 +122,7 @@ class ConditionedMap(nn.Module):
             left_half = self.left(torch.cat([obs, left], dim=-1))
             right_half = self.right(torch.cat([obs, *rest], dim=-1))
             hidden = torch.cat([left_half, right_half], dim=-1)
-        return self.out_scale * self.out(self.trunk(hidden))
+        return self.out(self.trunk(hidden))
 
 
 class BackwardMap(nn.Module):

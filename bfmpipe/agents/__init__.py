@@ -109,7 +109,10 @@ def load_model(directory: Path | str) -> tuple[Model, dict[str, Any]]:
         raise UserError(f"{path}: no such file; a model is a directory that holds it") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the description of a bfmpipe model ({error!r})") from error
-    module = plugins.load("agents", agent)
+    try:
+        module = plugins.load("agents", agent)
+    except UserError as error:
+        raise UserError(f"{path}: agent: {error}") from error
     config = parse(module.Config, settings, str(path), at="config")
     model: Model = module.Model(config, *dims)
     tensors, _ = load_tensors(directory / WEIGHTS)

@@ -14,6 +14,10 @@ class AgentConfig(Config):
 
     z_dim: int
     discount: float
+    """Of one control step."""
+    stride: int
+    """Control steps a training transition spans."""
+    batch: int
 
 
 class Model(nn.Module, ABC):
@@ -87,7 +91,7 @@ class Agent(ABC):
 
         Args:
             obs: (n, obs_dim), raw.
-            action: (n, action_dim).
-            next_obs: (n, obs_dim), raw.
+            action: (n, action_dim), the mean over the transition's steps.
+            next_obs: (n, obs_dim), raw, `stride` steps later.
             learning_rate_scale: factor on every learning rate, in [0, 1].
         """

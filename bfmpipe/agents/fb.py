@@ -55,26 +55,23 @@ class Config(base.AgentConfig):
     forward_octaves: int = Field(0, ge=0)
     backward_octaves: int = Field(0, ge=0)
     actor_octaves: int = Field(0, ge=0)
+    stride: int = Field(1, ge=1)
+    """Control steps a training transition spans, under the mean of its actions. Where exploration
+    holds its actions this is the same decision problem on a coarser clock: an action does more,
+    a far goal is fewer steps away, and both are learnt sooner. The policy still acts every step.
+    Values are counted a control step all the same: psi is scaled by (1 - gamma^stride) /
+    (1 - gamma)."""
     heads: Literal[1, 2] = 2
-    forward_scale: float = Field(1.0, gt=0)
-    """Constant factor on F's output. F grows to the order of 1 / (1 - discount) and beyond, which
-    takes Adam tens of thousands of updates from a scale of 1."""
     batch: int = Field(1024, ge=2)
     learning_rate: float = Field(1e-4, gt=0)
     actor_learning_rate: float = Field(1e-4, gt=0)
     actor_every: int = Field(1, ge=1)
     """Updates of F and B to one of the actor."""
     target_tau: float = Field(0.01, gt=0, le=1)
-    target: Literal["mean", "least"] = "mean"
-    """F' of the target: the mean of the heads, or for every row the head with the lesser F'^T z,
-    which keeps the policy from feeding on F's errors (Fujimoto et al. 2018, for vectors)."""
     ortho_coef: float = Field(1.0, ge=0)
     goal_fraction: float = Field(0.5, ge=0, le=1)
     """Share of training latents drawn as project_z(B(s)); the others are uniform."""
     actor_pessimism: float = Field(0.0, ge=0)
-    actor_floor: float | None = Field(None, gt=0)
-    """None: pi maximises the mean of Q. Otherwise the mean of Q / (|Q| + actor_floor mean |Q|):
-    states far from where z leads, whose Q is small, then count as much as those near it."""
     noise_std: float = Field(0.2, ge=0)
     noise_clip: float = Field(0.3, ge=0)
 
@@ -95,7 +92,6 @@ class Model(base.Model):
             action_dim,
             c.hidden_dim,
             c.z_dim,
-            out_scale=c.forward_scale,
             architecture=c.architecture,
             trunk_layers=c.trunk_layers,
         )
@@ -137,8 +133,9 @@ class Model(base.Model):
         return self.backward_map(self.encode(obs, "backward"))
 
     def psi(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
-        """F(s, a, z), (heads, n, d)."""
-        return self.forward_map(self.encode(obs, "forward"), z, action)
+        """F(s, a, z), (heads, n, d), counted a control step."""
+        per_step = (1 - self.discount**self.config.stride) / (1 - self.discount)
+        return per_step * self.forward_map(self.encode(obs, "forward"), z, action)
 
     def actor(self, obs: Tensor, z: Tensor) -> Tensor:
         """pi(s, z), (n, action_dim)."""
@@ -193,12 +190,11 @@ class Agent(base.Agent):
             next_action = self._noisy(model.actor(next_obs, z))
             target_F = self.targets["forward_map"](
                 model.encode(next_obs, "forward"), z, next_action
-            )
-            target_F = least_head(target_F, z) if c.target == "least" else target_F.mean(0)
+            ).mean(0)
             target_B = self.targets["backward_map"](goal)
         forward_obs = model.encode(obs, "forward")
         F = model.forward_map(forward_obs, z, action)
-        measure_loss = fb_loss(F, B, target_F, target_B, c.discount)
+        measure_loss = fb_loss(F, B, target_F, target_B, c.discount**c.stride)
         ortho_loss = orthonormality_loss(B)
         self.optimisers["fb"].zero_grad(set_to_none=True)
         (measure_loss + c.ortho_coef * ortho_loss).backward()
@@ -214,7 +210,7 @@ class Agent(base.Agent):
                 policy_action = self._noisy(model.actor(obs, z))
                 q = (model.forward_map(forward_obs, z, policy_action) * z).sum(-1)
                 q = reduce_heads(q, c.actor_pessimism)
-                actor_loss = -(q / self._actor_scale(q.detach())).mean()
+                actor_loss = -q.mean()
                 self.optimisers["actor"].zero_grad(set_to_none=True)
                 actor_loss.backward()
             self.optimisers["actor"].step()
@@ -225,18 +221,8 @@ class Agent(base.Agent):
         self.step += 1
         return metrics
 
-    def _actor_scale(self, q: Tensor) -> Tensor | float:
-        floor = self.config.actor_floor
-        return 1.0 if floor is None else q.abs() + floor * q.abs().mean()
-
     def _noisy(self, action: Tensor) -> Tensor:
         return add_noise(action, self.config.noise_std, self.config.noise_clip, self.generator)
-
-
-def least_head(F: Tensor, z: Tensor) -> Tensor:
-    """For every row the head with the least F_p^T z: (heads, n, d), (n, d) -> (n, d)."""
-    head = (F * z).sum(-1).argmin(0)
-    return F[head, torch.arange(len(z))]
 
 
 def fb_loss(F: Tensor, B: Tensor, target_F: Tensor, target_B: Tensor, discount: float) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from bfmpipe.agents import load_tensors, save_tensors
@@ -29,22 +29,37 @@ class TrainerConfig(Config):
     divergence_margin: float = Field(0.2, gt=0)
     """The alarm: `fb_loss` above its minimum by this share of its range, while `q` climbs."""
 
+    @model_validator(mode="after")
+    def _checkpoints_end_rows(self) -> "TrainerConfig":
+        # a checkpoint holds no half-averaged row, so it must stand at the end of one
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"checkpoint_every ({self.checkpoint_every}) must be a multiple of log_every "
+                f"({self.log_every})"
+            )
+        return self
+
 
 @dataclass
 class Data:
-    """Transitions as tensors, sampled uniformly: rows `index` have their successor at index + 1.
+    """Transitions as tensors, sampled uniformly: row i leads to row i + stride.
 
-    obs (rows, obs_dim); action (rows, action_dim); index (transitions,) int64.
+    obs (rows, obs_dim); action (rows, action_dim); index (transitions,) int64, the rows that have
+    one `stride` rows further in the same episode.
     """
 
     obs: Tensor
     action: Tensor
     index: Tensor
+    stride: int = 1
 
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """obs, action, next_obs of n transitions."""
+        """obs, action (the mean of the steps between), next_obs of n transitions."""
         i = self.index[torch.randint(len(self.index), (n,), generator=generator)]
-        return self.obs[i], self.action[i], self.obs[i + 1]
+        if self.stride == 1:
+            return self.obs[i], self.action[i], self.obs[i + 1]
+        between = self.action[i[:, None] + torch.arange(self.stride)]
+        return self.obs[i], between.mean(1), self.obs[i + self.stride]
 
 
 @dataclass
@@ -119,7 +134,8 @@ class Trainer:
                     f"training broke down: '{name}' is {value} by update {self.done}; lower the "
                     f"learning rate or raise ortho_coef; {kept or 'no checkpoint was due yet'}"
                 )
-        self.losses.append({"update": self.done, **row})
+        last = self.losses[-1] if self.losses else {}  # what was not updated since stands as it was
+        self.losses.append({**last, "update": self.done, **row})
 
     def _tensors(self) -> dict[str, Tensor]:
         agent = self.agent
@@ -168,7 +184,9 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
-def divergence(losses: Sequence[Mapping[str, float]], margin: float, window: int = 10) -> list[bool]:
+def divergence(
+    losses: Sequence[Mapping[str, float]], margin: float, window: int = 10
+) -> list[bool]:
     """Whether the alarm rings, row by row: the loss has turned while Q keeps climbing.
 
     On means over the last `window` rows: `fb_loss` is above its minimum so far by `margin` of its

@@ -68,7 +68,8 @@ def read_table(path: Path, kind: str) -> tuple[dict[str, Array], Provenance]:
         raise UserError(f"{path}: no such file")
     try:
         table = pq.read_table(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
+        names = table.column_names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{path}: damaged or not a Parquet file ({reason}); delete it and run the pipeline "
@@ -82,7 +83,7 @@ def read_table(path: Path, kind: str) -> tuple[dict[str, Array], Provenance]:
         ) from error
     if provenance.kind != kind:
         raise UserError(f"{path}: a table of {provenance.kind}; expected a table of {kind}")
-    return {name: _to_numpy(table[name]) for name in table.column_names}, provenance
+    return {name: _to_numpy(table[name]) for name in names}, provenance
 
 
 def _to_arrow(values: Any, kind: pa.DataType) -> pa.Array:
@@ -97,6 +98,6 @@ def _to_numpy(column: pa.ChunkedArray) -> Array:
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else array.type
     if pa.types.is_fixed_size_list(array.type):
-        values = array.flatten().to_numpy(zero_copy_only=False)
+        values = np.array(array.flatten())  # a copy: Arrow's memory cannot be written to
         return values.reshape(-1, array.type.list_size)
     return array.to_numpy(zero_copy_only=False)

@@ -18,6 +18,15 @@ from bfmpipe.types import Array, UserError
 
 KIND = "transitions"
 
+_LAYOUT = {
+    "episode": ("int32", 1),
+    "step": ("int32", 1),
+    "obs": ("float32", 2),
+    "action": ("float32", 2),
+    "physics": ("float64", 2),
+}
+"""Columns as arrays, in the order of Transitions: dtype and number of axes."""
+
 
 def schema(obs_dim: int, action_dim: int, physics_dim: int) -> pa.Schema:
     """Columns of a data set; `physics` is qpos, qvel and act, enough to recompute any reward."""
@@ -51,7 +60,12 @@ class Transitions:
     @cached_property
     def index(self) -> Array:
         """Rows that have a next row in the same episode: one a transition, int64."""
-        return np.flatnonzero(self.episode[1:] == self.episode[:-1])
+        return self.index_of(1)
+
+    def index_of(self, stride: int) -> Array:
+        """Rows that have a row `stride` further in the same episode, int64."""
+        until = max(0, len(self.episode) - stride)
+        return np.flatnonzero(self.episode[stride:] == self.episode[:until])
 
 
 def write(path: Path, data: Transitions, provenance: Provenance) -> None:
@@ -61,16 +75,27 @@ def write(path: Path, data: Transitions, provenance: Provenance) -> None:
     write_table(path, shape, columns, provenance)
 
 
-def read(path: Path) -> Transitions:
+def read(path: Path | str) -> Transitions:
     """Read a data set and check what training relies on.
 
     Raises:
-        UserError: for a file that is damaged or no data set, numbers that are not finite, actions
-            outside [-1, 1], or rows out of order.
+        UserError: for a file that is damaged or no data set, a column that is missing or of another
+            type, numbers that are not finite, actions outside [-1, 1], or rows out of order.
     """
+    path = Path(path)
     columns, provenance = read_table(path, KIND)
-    domain = provenance.settings["domain"]
-    data = Transitions(domain["name"], domain["settings"], **columns)
+    try:
+        domain = provenance.settings["domain"]
+        name, settings = domain["name"], domain["settings"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: does not say which domain it is of") from error
+    for column, (dtype, ndim) in _LAYOUT.items():
+        if column not in columns:
+            raise UserError(f"{path}: no column '{column}'; a data set has {', '.join(_LAYOUT)}")
+        if columns[column].dtype != dtype or columns[column].ndim != ndim:
+            wanted = dtype if ndim == 1 else f"lists of {dtype}, all of one length"
+            raise UserError(f"{path}: column '{column}' does not hold {wanted}")
+    data = Transitions(name, settings, *(columns[column] for column in _LAYOUT))
     for name in ("obs", "action", "physics"):
         values = getattr(data, name)
         bad = ~np.isfinite(values).all(axis=1)
@@ -86,9 +111,10 @@ def read(path: Path) -> Transitions:
         raise UserError(f"{path}: the action in row {row} is outside [-1, 1]")
     same = data.episode[1:] == data.episode[:-1]
     expected = np.where(same, data.step[:-1] + 1, 0)
-    if len(data.step) and (data.step[0] != 0 or (data.step[1:] != expected).any()):
+    wrong = data.step != np.append(0, expected)[: len(data.step)]
+    if wrong.any():
         raise UserError(
-            f"{path}: rows are out of order; an episode's rows must stand together, "
-            "with step 0, 1, 2, ..."
+            f"{path}: rows are out of order from row {int(np.argmax(wrong))} on; an episode's rows "
+            "must stand together, with step 0, 1, 2, ..."
         )
     return data

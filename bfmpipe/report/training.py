@@ -21,7 +21,9 @@ def draw(losses: Mapping[int, Columns], alarms: Mapping[int, int]) -> Figure:
         losses: seed -> its table.
         alarms: seed -> update at which the divergence alarm rang, for those seeds where it did.
     """
-    names = list(dict.fromkeys(n for table in losses.values() for n in table if n not in ("update", "alarm")))
+    names = list(
+        dict.fromkeys(n for table in losses.values() for n in table if n not in ("update", "alarm"))
+    )
     wide = min(_WIDEST, len(names))
     tall = math.ceil(len(names) / wide)
     figure = style.figure(0.5 + 2.6 * wide, 0.6 + 2.2 * tall)

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -17,7 +18,6 @@ from bfmpipe.data.tables import write_table
 from bfmpipe.files import file_digest
 from bfmpipe.progress import progress
 from bfmpipe.stages.sections import Plugin, provenance
-
 
 _KINDS = {"update": pa.int64(), "alarm": pa.bool_()}
 
@@ -57,7 +57,12 @@ def pretrain(cfg: Pretrain, *, dataset: Path, model: Path, losses: Path) -> None
     }
     trainer = Trainer(
         agent=agent,
-        data=Data(obs, torch.from_numpy(data.action), torch.from_numpy(data.index)),
+        data=Data(
+            obs,
+            torch.from_numpy(data.action),
+            torch.from_numpy(data.index_of(config.stride)),
+            config.stride,
+        ),
         batch=config.batch,
         config=cfg.trainer,
         generator=generator,
@@ -75,7 +80,9 @@ def pretrain(cfg: Pretrain, *, dataset: Path, model: Path, losses: Path) -> None
             "is how FB diverges; look at the training curves, and lower target_tau or updates",
             file=sys.stderr,
         )
-    columns = {name: [row[name] for row in trainer.losses] for name in trainer.losses[0]}
+    # in an order of its own: a resumed training has its rows from JSON, whose keys are sorted
+    names = ["update", *sorted(trainer.losses[0].keys() - {"update"})]
+    columns: dict[str, list[Any]] = {name: [row[name] for row in trainer.losses] for name in names}
     columns["alarm"] = divergence(trainer.losses, cfg.trainer.divergence_margin)
     kinds = {name: _KINDS.get(name, pa.float64()) for name in columns}
     shape = pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds.items()])

@@ -37,6 +37,11 @@ class Families(Config):
                     f"domain {domain.name}: task family {family} needs 'names', a list of tasks; "
                     f"{domain.name} has {', '.join(domain.task_names)}"
                 )
+            if len(set(map(str, names))) < len(names):
+                raise UserError(
+                    f"domain {domain.name}: task family {family} names a task twice; its results "
+                    "would count twice"
+                )
             rest = {key: value for key, value in settings.items() if key != "names"}
             found += domain.tasks(family, [str(name) for name in names], rest)
         return found

@@ -130,12 +130,6 @@ def test_value_of_a_reward_is_forward_map_times_expectation():
     torch.testing.assert_close(F @ w, expected)
 
 
-def test_least_head():
-    F = torch.tensor([[[1.0, 0.0], [5.0, 5.0]], [[2.0, 0.0], [1.0, 1.0]]])
-    z = torch.ones(2, 2)
-    assert fb.least_head(F, z).tolist() == [[1.0, 0.0], [1.0, 1.0]]
-
-
 SMALL = fb.Config(z_dim=4, hidden_dim=16, backward_hidden_dim=16, batch=8, heads=2)
 
 
@@ -170,9 +164,9 @@ def test_actor_step_leaves_the_forward_map_alone_and_heads_are_independent():
 
 
 GOLDEN = {
-    "fb_loss": [],
-    "ortho_loss": [],
-    "q": [],
+    "fb_loss": [-0.41762943877125874, 0.1519811606106964, -0.2935533350194707],
+    "ortho_loss": [-2.1960115557557494, -1.322687878988234, -2.3403508111297473],
+    "q": [0.30723709339443184, 0.17184192871070716, 0.18981220503744256],
 }
 
 
@@ -192,6 +186,17 @@ def test_golden_first_losses():
         torch.set_default_dtype(torch.float32)
     for name, expected in GOLDEN.items():
         assert [float(row[name]) for row in rows] == pytest.approx(expected, rel=1e-9)
+
+
+def test_stride_counts_values_per_control_step():
+    """psi of a coarser clock is scaled by the discounted number of steps a transition spans."""
+    torch.manual_seed(0)
+    coarse = fb.Model(SMALL.model_copy(update={"stride": 10, "discount": 0.9}), 4, 2)
+    fine = fb.Model(SMALL.model_copy(update={"stride": 1, "discount": 0.9}), 4, 2)
+    fine.load_state_dict(coarse.state_dict())
+    inputs = torch.randn(3, 4), torch.rand(3, 2), torch.randn(3, 4)
+    expected = sum(0.9**t for t in range(10))
+    torch.testing.assert_close(coarse.psi(*inputs), expected * fine.psi(*inputs))
 
 
 def test_projection():

@@ -1,0 +1,130 @@
+"""A tiny data set, model and latents, made by the real stages once a session: read, never write."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# as the command line sets it, before anything imports torch: idle threads must not spin
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Files, and the parts of the settings that they were made with."""
+
+    dataset: Path
+    model: Path
+    losses: Path
+    latents: Path
+    domain: dict[str, Any]
+    agent: dict[str, Any]
+    tasks: dict[str, Any]
+    episodes: int
+    episode_steps: int
+
+    def settings(self, stage: str, **changed: Any) -> dict[str, Any]:
+        """Settings of a stage as plain JSON, some of them changed."""
+        names = {"domain": self.domain["name"], "agent": self.agent["name"], "tasks": self.tasks}
+        of_stage: dict[str, dict[str, Any]] = {
+            "collect": {
+                "domain": self.domain,
+                "explorer": {"name": "persistent-random"},
+                "episodes": self.episodes,
+            },
+            "pretrain": {
+                "domain": self.domain,
+                "agent": self.agent,
+                "trainer": {"updates": 40, "checkpoint_every": 20, "log_every": 10},
+            },
+            "infer": {**names, "inference": {"samples": 300}},
+            "probe": {**names, "latents": 5, "episodes": 3, "evaluation": {"episodes": 4}},
+            "adapt": {
+                **names,
+                "method": {
+                    "name": "lola",
+                    "settings": {"states": 2, "latents": 2, "horizon": 5},
+                },
+                "episodes": 4,
+                "every": 1,
+                "evaluation": {"episodes": 3},
+            },
+        }
+        return {**of_stage[stage], "seed": 0, **changed}
+
+    def run(self, name: str, *, settings: dict[str, Any] | None = None, **files: Path) -> None:
+        """Run a stage as the command line would, with `settings` or its own."""
+        import importlib
+        import inspect
+
+        from bfmpipe.config import parse
+
+        stage = getattr(importlib.import_module(f"bfmpipe.stages.{name}"), name)
+        cls = inspect.get_annotations(stage, eval_str=True)["cfg"]
+        stage(parse(cls, self.settings(name) if settings is None else settings, name), **files)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    directory = tmp_path_factory.mktemp("tiny")
+    made = Tiny(
+        dataset=directory / "data.parquet",
+        model=directory / "model",
+        losses=directory / "losses.parquet",
+        latents=directory / "latents.parquet",
+        domain={
+            "name": "point_mass_maze",
+            "settings": {"physics_steps": 5, "episode_steps": 20},
+        },
+        agent={
+            "name": "fb",
+            "settings": {
+                "z_dim": 6,
+                "architecture": "concatenated",
+                "hidden_dim": 16,
+                "backward_hidden_dim": 16,
+                "batch": 32,
+                "actor_every": 2,
+            },
+        },
+        tasks={
+            "families": {
+                "reach": {
+                    "names": ["reach_top_left", "reach_bottom_right"],
+                    "target_size": 0.1,
+                }
+            }
+        },
+        episodes=30,
+        episode_steps=20,
+    )
+    made.run("collect", dataset=made.dataset)
+    made.run("pretrain", dataset=made.dataset, model=made.model, losses=made.losses)
+    made.run("infer", model=made.model, dataset=made.dataset, latents=made.latents)
+    return made
+
+
+@pytest.fixture
+def model_copy(tiny: Tiny, tmp_path: Path) -> Path:
+    """The tiny model's directory, to be damaged."""
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for file in tiny.model.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+@pytest.fixture
+def edit_card(model_copy: Path) -> Any:
+    """Change entries of the copied model's config.json; None takes one away."""
+
+    def edit(**changed: Any) -> Path:
+        path = model_copy / "config.json"
+        card = {**json.loads(path.read_text()), **changed}
+        path.write_text(json.dumps({k: v for k, v in card.items() if v is not None}))
+        return model_copy
+
+    return edit

@@ -1,0 +1,31 @@
+"""A mistake in the experiment file stops snakemake with one sentence before anything runs."""
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("z_dim: 8", "z_dmi: 8", "agents.fb.z_dmi is not a setting; did you mean z_dim?"),
+        (
+            "batch: 32",
+            "learning_rate: 1e-4",
+            "agents.fb.learning_rate: '1e-4' is text, not a number (YAML reads 1e-4 as a string; "
+            "write 1.0e-4)",
+        ),
+        ("lola:", "lloa:", "methods: no 'lloa' in bfmpipe.adaptation; it has lola"),
+    ],
+)
+def test_a_mistake_is_one_sentence_without_a_traceback(checkout, tmp_path, old, new, said):
+    text = (checkout.top / "configs" / "smoke.yaml").read_text()
+    assert old in text
+    config = tmp_path / "bad.yaml"
+    config.write_text(text.replace(old, new))
+    done = checkout.run(tmp_path, dry_run=True, configfile=config)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout
+    assert len([line for line in done.stdout.splitlines() if said in line]) == 1
+    assert f"{config}: {said}" in done.stdout
+    assert not (tmp_path / "results").exists()

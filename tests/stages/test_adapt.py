@@ -1,0 +1,201 @@
+"""Stage adapt: curves and paths of every method, paired at the start, within the budget."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bfmpipe import plugins
+from bfmpipe.data.tables import read_table
+from bfmpipe.types import UserError
+
+OFF_POLICY = {"nenv": 2, "batch": 8, "warmup_steps": 10}
+METHODS = {
+    "zero-shot": {},
+    "lola": {"states": 2, "latents": 2, "horizon": 5},
+    "rela": {**OFF_POLICY, "latent_warmup_updates": 2},
+    "td3": OFF_POLICY,
+}
+BUDGET = 4 * 20  # episodes x steps: see conftest
+
+
+def adapt(tiny, directory, method, settings=None, **changed):
+    chosen = {"name": method, "settings": METHODS[method] if settings is None else settings}
+    curves = directory / f"{method}.parquet"
+    trajectories = directory / f"{method}.trajectories.parquet"
+    tiny.run(
+        "adapt",
+        settings=tiny.settings("adapt", method=chosen, **changed),
+        model=tiny.model,
+        dataset=tiny.dataset,
+        latents=tiny.latents,
+        curves=curves,
+        trajectories=trajectories,
+    )
+    return curves, trajectories
+
+
+@pytest.fixture(scope="module")
+def files(tiny, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("adapt")
+    return {method: adapt(tiny, directory, method) for method in METHODS}
+
+
+@pytest.fixture(scope="module")
+def curves(files):
+    return {method: read_table(file, "adaptation")[0] for method, (file, _) in files.items()}
+
+
+def test_every_method_is_tried_here():
+    assert set(METHODS) == set(plugins.names("adaptation"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_files_have_the_declared_schemas(files, method):
+    name, number = pa.string(), pa.float64()
+    declared = [
+        {
+            **dict.fromkeys(("domain", "agent", "method"), name),
+            "seed": pa.int32(),
+            **dict.fromkeys(("family", "task"), name),
+            "env_steps": pa.int64(),
+            "episodes": number,
+            "returns": pa.list_(number, 3),
+            "cosine": number,
+            "z": pa.list_(pa.float32(), 6),
+        },
+        {
+            **dict.fromkeys(("family", "task", "phase"), name),
+            **dict.fromkeys(("episode", "step"), pa.int32()),
+            "physics": pa.list_(number, 4),
+        },
+    ]
+    for file, kinds in zip(files[method], declared, strict=True):
+        expected = pa.schema([pa.field(k, v, nullable=False) for k, v in kinds.items()])
+        assert pq.read_schema(file).remove_metadata().equals(expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_provenance_names_the_method_and_its_settings(files, method):
+    for file, kind in zip(files[method], ("adaptation", "trajectories"), strict=True):
+        _, origin = read_table(file, kind)
+        assert origin.settings["method"] == {"name": method, "settings": METHODS[method]}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_curve_goes_from_zero_to_the_whole_budget(curves, method):
+    table = curves[method]
+    steps = table["env_steps"][table["task"] == "reach_top_left"]
+    expected = [0] if method == "zero-shot" else [0, 20, 40, 60, BUDGET]
+    assert steps.tolist() == expected
+    np.testing.assert_array_equal(table["episodes"], table["env_steps"] / 20)
+    assert len(table["task"]) == 2 * len(expected)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "td3"])
+def test_all_methods_start_at_the_same_returns(curves, method):
+    start = curves[method]["env_steps"] == 0
+    zero = curves["zero-shot"]
+    np.testing.assert_array_equal(curves[method]["returns"][start], zero["returns"])
+    np.testing.assert_array_equal(curves[method]["z"][start], zero["z"])
+    np.testing.assert_allclose(curves[method]["cosine"][start], 1, rtol=1e-6)
+
+
+def test_td3_starts_at_the_same_policy(curves):
+    # the same actor, but as one batched product: equal up to rounding
+    start = curves["td3"]["env_steps"] == 0
+    np.testing.assert_allclose(
+        curves["td3"]["returns"][start], curves["zero-shot"]["returns"], rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("method", ["lola", "rela"])
+def test_latents_move_and_stay_on_the_sphere(curves, method):
+    z, cosine = curves[method]["z"], curves[method]["cosine"]
+    np.testing.assert_allclose(np.linalg.norm(z, axis=1), np.sqrt(6), rtol=1e-5)
+    assert (cosine[-2:] < 1 - 1e-6).all()
+    similarity = (z[-2:] * z[:2]).sum(1) / 6
+    np.testing.assert_allclose(cosine[-2:], similarity, rtol=1e-5)
+
+
+def test_td3_moves_the_policy_and_not_the_latent(curves):
+    table = curves["td3"]
+    np.testing.assert_allclose(table["cosine"], 1, rtol=1e-6)
+    assert not np.array_equal(table["returns"][:2], table["returns"][-2:])
+
+
+def test_paths_are_of_the_first_and_the_last_evaluation(files, curves):
+    paths, _ = read_table(files["lola"][1], "trajectories")
+    assert len(paths["step"]) == 2 * 2 * 3 * 21  # phases, tasks, episodes, states
+    at = {
+        key: np.logical_and.reduce([paths[name] == value for name, value in key])
+        for key in (
+            (("task", task), ("phase", phase))
+            for task in ("reach_top_left", "reach_bottom_right")
+            for phase in ("before", "after")
+        )
+    }
+    starts = [paths["physics"][rows & (paths["step"] == 0)] for rows in at.values()]
+    for other in starts[1:]:  # paired: every task and phase from the same states
+        np.testing.assert_array_equal(other, starts[0])
+    for rows in at.values():
+        assert paths["step"][rows].tolist() == list(range(21)) * 3
+        assert paths["episode"][rows].tolist() == np.repeat([0, 1, 2], 21).tolist()
+
+
+def test_paths_are_those_of_the_returns(files, curves, tiny):
+    from bfmpipe import api
+
+    pretrained = api.load(tiny.model)
+    (task,) = pretrained.domain.tasks("reach", ["reach_top_left"], {"target_size": 0.1})
+    paths, _ = read_table(files["lola"][1], "trajectories")
+    rows = (paths["task"] == "reach_top_left") & (paths["phase"] == "after") & (paths["step"] > 0)
+    most = pretrained.domain.relabel(task, paths["physics"][rows], np.zeros((rows.sum(), 2)))
+    most = most.reshape(3, 20).sum(1)  # as if every action were free
+    table = curves["lola"]
+    returns = table["returns"][table["task"] == "reach_top_left"][-1]
+    assert (returns <= most + 1e-9).all()
+    assert (returns >= 0.8 * most - 1e-9).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_seed_decides_every_byte_at_any_thread_count(tiny, files, tmp_path, monkeypatch, method):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    again = adapt(tiny, tmp_path, method)
+    for one, two in zip(files[method], again, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_another_seed_adapts_otherwise_from_the_same_start(tiny, curves, tmp_path):
+    file, _ = adapt(tiny, tmp_path, "lola", seed=1)
+    other = read_table(file, "adaptation")[0]
+    np.testing.assert_array_equal(other["returns"][:2], curves["lola"]["returns"][:2])
+    assert not np.array_equal(other["z"][-2:], curves["lola"]["z"][-2:])
+
+
+def test_tasks_do_not_feel_each_other_in_the_evaluation(tiny, curves, tmp_path):
+    tasks = {"families": {"reach": {"names": ["reach_bottom_right"], "target_size": 0.1}}}
+    file, _ = adapt(tiny, tmp_path, "zero-shot", tasks=tasks)
+    alone = read_table(file, "adaptation")[0]
+    np.testing.assert_allclose(alone["returns"][0], curves["zero-shot"]["returns"][1], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "said"),
+    [
+        ("lola", {"horzon": 5}, "method lola: horzon is not a setting; did you mean horizon?"),
+        ("lola", {"horizon": 50}, "lola: a budget of 80 environment steps is too small"),
+        ("rela", {"warmup_steps": 80}, "a budget of 80 environment steps a task ends before"),
+    ],
+)
+def test_bad_settings_are_refused_and_nothing_is_written(tiny, tmp_path, method, settings, said):
+    with pytest.raises(UserError) as caught:
+        adapt(tiny, tmp_path, method, settings)
+    assert said in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_task_without_a_latent_is_refused(tiny, tmp_path):
+    tasks = {"families": {"reach": {"names": ["reach_top_right"], "target_size": 0.1}}}
+    with pytest.raises(UserError, match="no latent of task reach/reach_top_right"):
+        adapt(tiny, tmp_path, "lola", tasks=tasks)

@@ -1,0 +1,100 @@
+"""Stage infer: one latent a task, by name."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from bfmpipe import api
+from bfmpipe.data.tables import read_table
+from bfmpipe.inference import Inference
+from bfmpipe.stages.infer import read_latents
+from bfmpipe.types import UserError
+
+
+def infer(tiny, path, **changed):
+    settings = tiny.settings("infer", **changed)
+    tiny.run("infer", settings=settings, model=tiny.model, dataset=tiny.dataset, latents=path)
+    return read_table(path, "latents")[0]
+
+
+def test_every_task_has_weights_and_a_latent_on_the_sphere(tiny):
+    columns, origin = read_table(tiny.latents, "latents")
+    assert columns["family"].tolist() == ["reach", "reach"]
+    assert columns["task"].tolist() == ["reach_top_left", "reach_bottom_right"]
+    assert columns["w"].shape == columns["z"].shape == (2, 6)
+    np.testing.assert_allclose(np.linalg.norm(columns["z"], axis=1), math.sqrt(6), rtol=1e-6)
+    lengths = np.linalg.norm(columns["w"], axis=1, keepdims=True)
+    np.testing.assert_allclose(columns["z"], math.sqrt(6) * columns["w"] / lengths, rtol=1e-5)
+    assert origin.settings["inference"]["samples"] == 300
+
+
+def test_the_file_has_the_declared_schema(tiny):
+    latent = pa.list_(pa.float32(), 6)
+    kinds = {"family": pa.string(), "task": pa.string(), "w": latent, "z": latent}
+    expected = pa.schema([pa.field(k, v, nullable=False) for k, v in kinds.items()])
+    assert pq.read_schema(tiny.latents).remove_metadata().equals(expected)
+
+
+def test_all_samples_give_the_mean_over_the_whole_data_set(tiny, tmp_path):
+    found = infer(tiny, tmp_path / "latents.parquet", inference={"samples": 10**6})["w"]
+    pretrained = api.load(tiny.model)
+    data = api.read_transitions(tiny.dataset)
+    (task,) = pretrained.domain.tasks("reach", ["reach_top_left"], {"target_size": 0.1})
+    reward = pretrained.domain.relabel(task, data.physics[data.index + 1], data.action[data.index])
+    features = pretrained.model.phi(torch.from_numpy(data.obs[data.index + 1])).numpy()
+    expected = (features.astype(np.float64) * reward[:, None]).mean(0)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_seed_decides_every_byte(tiny, tmp_path):
+    again = infer(tiny, tmp_path / "again.parquet")
+    assert (tmp_path / "again.parquet").read_bytes() == tiny.latents.read_bytes()
+    other = infer(tiny, tmp_path / "other.parquet", seed=1)
+    assert not np.array_equal(other["w"], again["w"])
+
+
+def test_the_way_of_inference_is_a_setting(tiny, tmp_path):
+    how = {"samples": 300, "weights": "least-squares"}
+    other = infer(tiny, tmp_path / "other.parquet", inference=how)
+    assert not np.allclose(other["z"], read_table(tiny.latents, "latents")[0]["z"], atol=1e-2)
+
+
+def test_a_task_that_the_data_never_reward_is_named(tiny, tmp_path):
+    tasks = {"families": {"tiny": {"names": ["reach_top_left"], "target_size": 1e-7}}}
+    with pytest.raises(UserError) as caught:
+        infer(tiny, tmp_path / "x.parquet", tasks=tasks)
+    said = str(caught.value)
+    assert said.startswith("task tiny/reach_top_left: all 300 rewards in the inference data are")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_mean_over_fewer_samples_than_asked_for_is_no_error(tiny):
+    pretrained, data = api.load(tiny.model), api.read_transitions(tiny.dataset)
+    tasks = pretrained.domain.tasks("reach", ["reach_top_left"], {"target_size": 0.1})
+    one, two = (
+        api.infer(pretrained, tasks, data, inference=Inference(samples=n), seed=seed)
+        for n, seed in ((600, 0), (10**6, 5))
+    )
+    assert torch.equal(one.w, two.w)  # all of the data, in their own order, whatever the seed
+
+
+def tasks_of(tiny, names, family="reach"):
+    return api.load(tiny.model).domain.tasks(family, names, {"target_size": 0.1})
+
+
+def test_latents_are_read_by_name_not_by_row(tiny):
+    columns, _ = read_table(tiny.latents, "latents")
+    latent = read_latents(tiny.latents, tasks_of(tiny, ["reach_bottom_right", "reach_top_left"]))
+    np.testing.assert_array_equal(latent.w, columns["w"][::-1])
+    np.testing.assert_array_equal(latent.z, columns["z"][::-1])
+
+
+@pytest.mark.parametrize(("name", "family"), [("reach_top_right", "reach"), ("reach_top_left", "")])
+def test_a_task_without_a_latent_is_named(tiny, name, family):
+    with pytest.raises(UserError) as caught:
+        read_latents(tiny.latents, tasks_of(tiny, [name], family))
+    assert f"{tiny.latents}: no latent of task {family}/{name}" in str(caught.value)

@@ -1,0 +1,112 @@
+"""Stage probe: scores of random, of many latents, and of the best of them."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bfmpipe.data.tables import read_table
+from bfmpipe.types import UserError
+
+KINDS = {
+    "domain": pa.string(),
+    "agent": pa.string(),
+    "seed": pa.int32(),
+    "family": pa.string(),
+    "task": pa.string(),
+    "policy": pa.string(),
+    "index": pa.int32(),
+    "mean": pa.float64(),
+    "standard_error": pa.float64(),
+    "episodes": pa.int32(),
+}
+TASKS = ("reach_top_left", "reach_bottom_right")
+
+
+def probe(tiny, path, **changed):
+    settings = tiny.settings("probe", **changed)
+    tiny.run("probe", settings=settings, model=tiny.model, dataset=tiny.dataset, scores=path)
+    return read_table(path, "probe")[0]
+
+
+@pytest.fixture(scope="module")
+def file(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("probe") / "probe.parquet"
+    probe(tiny, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scores(file):
+    return read_table(file, "probe")[0]
+
+
+def test_the_file_has_the_declared_schema(file):
+    expected = pa.schema([pa.field(k, v, nullable=False) for k, v in KINDS.items()])
+    assert pq.read_schema(file).remove_metadata().equals(expected)
+
+
+def test_every_task_has_random_best_and_all_latents(scores):
+    found = list(zip(scores["task"], scores["policy"], scores["index"], strict=True))
+    for task in TASKS:
+        rows = [row[1:] for row in found if row[0] == task]
+        policies = [policy for policy, _ in rows]
+        assert policies == ["random", "best", *["latent"] * 5]
+        assert [index for policy, index in rows if policy == "latent"] == list(range(5))
+    assert len(found) == 2 * 7
+
+
+def test_the_best_is_the_latent_of_the_highest_mean_at_selection(scores):
+    for task in TASKS:
+        here = scores["task"] == task
+        latents = scores["mean"][here & (scores["policy"] == "latent")]
+        (best,) = scores["index"][here & (scores["policy"] == "best")]
+        assert best == latents.argmax()
+
+
+def test_selection_and_evaluation_have_episodes_of_their_own(scores):
+    selected = scores["policy"] == "latent"
+    assert set(scores["episodes"][selected]) == {3}
+    assert set(scores["episodes"][~selected]) == {4}
+
+
+def test_the_best_is_not_scored_on_the_start_states_that_it_was_picked_on(tiny, tmp_path):
+    scores = probe(tiny, tmp_path / "even.parquet", episodes=4)  # as many as the evaluation's
+    here = scores["task"] == "reach_top_left"  # where the episodes start: no return is zero
+    best = here & (scores["policy"] == "best")
+    picked = here & (scores["policy"] == "latent") & (scores["index"] == scores["index"][best])
+    assert scores["mean"][best] > 1
+    assert not np.isclose(scores["mean"][best], scores["mean"][picked], rtol=1e-3)
+
+
+def test_returns_are_possible(scores, tiny):
+    assert (scores["mean"] >= 0).all()
+    assert (scores["mean"] <= tiny.episode_steps).all()
+    assert (scores["standard_error"] >= 0).all()
+    assert scores["standard_error"].any()
+
+
+def test_a_seed_decides_every_byte_at_any_thread_count(tiny, file, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    again = tmp_path / "again.parquet"
+    probe(tiny, again)
+    assert again.read_bytes() == file.read_bytes()
+
+
+def test_another_seed_draws_other_latents_and_starts(tiny, scores, tmp_path):
+    other = probe(tiny, tmp_path / "other.parquet", seed=1)
+    latent = scores["policy"] == "latent"
+    assert not np.array_equal(other["mean"][latent], scores["mean"][latent])
+
+
+def test_more_latents_than_states_are_all_states(tiny, tmp_path):
+    scores = probe(tiny, tmp_path / "all.parquet", latents=10**6, episodes=2)
+    count = (scores["policy"] == "latent").sum() / 2
+    assert count == tiny.episodes * tiny.episode_steps
+
+
+def test_an_unknown_task_is_refused(tiny, tmp_path):
+    tasks = {"families": {"reach": {"names": ["reach_the_moon"]}}}
+    with pytest.raises(UserError, match="no task 'reach_the_moon'; point_mass_maze has"):
+        probe(tiny, tmp_path / "x.parquet", tasks=tasks)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,252 @@
+"""The command line: every stage explains itself, and a mistake is one line, never a traceback."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bfmpipe.cli import NAMES, main
+
+
+def files(tiny, tmp_path, stage):
+    """The files of a stage: the tiny ones to read, new ones below tmp_path to write."""
+    out = tmp_path / "out"
+    read = {"model": tiny.model, "dataset": tiny.dataset}
+    return {
+        "collect": {"dataset": out / "data.parquet"},
+        "pretrain": {
+            "dataset": tiny.dataset,
+            "model": out / "model",
+            "losses": out / "losses.parquet",
+        },
+        "infer": {**read, "latents": out / "latents.parquet"},
+        "probe": {**read, "scores": out / "probe.parquet"},
+        "adapt": {
+            **read,
+            "latents": tiny.latents,
+            "curves": out / "curves.parquet",
+            "trajectories": out / "trajectories.parquet",
+        },
+    }[stage]
+
+
+def command(stage, cfg, paths):
+    text = cfg if isinstance(cfg, str) else json.dumps(cfg)
+    return [stage, "--cfg", text, *(str(part) for k, v in paths.items() for part in (f"--{k}", v))]
+
+
+def refused(capsys, argv):
+    """The one line that a mistake gives, beside the echo of the command."""
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    *echo, last = lines
+    assert len(echo) <= 1
+    assert all(line.startswith(f"bfmpipe {argv[0]} --cfg '") for line in echo)
+    prefix = f"bfmpipe {argv[0]}: error: "
+    assert last.startswith(prefix)
+    return last.removeprefix(prefix)
+
+
+@pytest.mark.parametrize("stage", NAMES)
+def test_every_stage_explains_itself(capsys, stage):
+    with pytest.raises(SystemExit) as caught:
+        main([stage, "--help"])
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: bfmpipe {stage} ")
+    assert "--cfg" in said
+    assert len(re.findall(r"^  --\w+", said, re.MULTILINE)) >= 2
+
+
+def test_the_list_of_stages_is_that_of_the_modules():
+    package = Path(sys.modules["bfmpipe.stages"].__file__).parent
+    modules = {path.stem for path in package.glob("[a-z]*.py")} - {"sections"}
+    assert set(NAMES) == modules
+
+
+@pytest.mark.parametrize("argv", [[], ["colect"], ["--stage", "collect"]])
+def test_an_unknown_stage_is_refused_with_those_there_are(capsys, argv):
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "collect" in said
+    assert "Traceback" not in said
+
+
+def test_a_stage_runs_from_json_and_echoes_itself(tiny, tmp_path, capsys):
+    paths = files(tiny, tmp_path, "infer")
+    cfg = tiny.settings("infer")
+    assert main(command("infer", cfg, paths)) == 0
+    captured = capsys.readouterr()
+    (echo,) = (line for line in captured.err.splitlines() if line.startswith("bfmpipe infer"))
+    assert paths["latents"].read_bytes() == tiny.latents.read_bytes()
+    assert str(paths["latents"]) in captured.out
+    again = tmp_path / "again.parquet"
+    text = echo.removeprefix("bfmpipe infer --cfg '").removesuffix("'")
+    assert main(command("infer", text, {**paths, "latents": again})) == 0
+    assert again.read_bytes() == tiny.latents.read_bytes()
+
+
+def test_settings_are_read_from_a_file(tiny, tmp_path):
+    file = tmp_path / "cfg.json"
+    file.write_text(json.dumps(tiny.settings("infer")))
+    paths = files(tiny, tmp_path, "infer")
+    assert main(command("infer", f"@{file}", paths)) == 0
+    assert paths["latents"].read_bytes() == tiny.latents.read_bytes()
+
+
+AGENT = {"name": "fb", "settings": {"z_dim": 4}}
+EXPLORER = "persistent-random"
+TASKS = {"families": {"reach": {"names": ["reach_top_left"]}}}
+
+MISTAKES = [
+    ("collect", {"episdoes": 3}, "--cfg: episdoes is not a setting; did you mean episodes?"),
+    ("collect", {"episodes": "3"}, "--cfg: episodes: '3' is text, not a whole number"),
+    ("collect", {"episodes": 0}, "--cfg: episodes: 0 should be greater than or equal to 1"),
+    ("collect", {"domain": {"name": "moon"}}, "no 'moon' in bfmpipe.envs; it has"),
+    ("collect", {"explorer": {"name": "moon"}}, "no 'moon' in bfmpipe.data; it has"),
+    (
+        "collect",
+        {"explorer": {"name": EXPLORER, "settings": {"noise_std": "1e-4"}}},
+        f"explorer {EXPLORER}: noise_std: '1e-4' is text, not a number (YAML reads 1e-4 as a",
+    ),
+    ("pretrain", {"agent": {"name": "moon"}}, "no 'moon' in bfmpipe.agents; it has fb"),
+    (
+        "pretrain",
+        {"agent": {"name": "fb", "settings": {"learning_rate": "1e-4"}}},
+        "agent fb: learning_rate: '1e-4' is text, not a number (YAML reads 1e-4 as a string",
+    ),
+    (
+        "pretrain",
+        {"trainer": {"updates": 4, "checkpoint_every": 3, "log_every": 2}},
+        "--cfg: trainer: checkpoint_every (3) must be a multiple of log_every (2)",
+    ),
+    ("infer", {"inference": {"weights": "ridge"}}, "--cfg: inference.weights: 'ridge' is not a"),
+    (
+        "infer",
+        {"tasks": {"families": {"reach": {"names": ["moon"]}}}},
+        "domain point_mass_maze: task family reach: no task 'moon'; point_mass_maze has",
+    ),
+    (
+        "probe",
+        {"tasks": {"families": {"reach": {"names": ["reach_top_left"], "szie": 1}}}},
+        "domain point_mass_maze: task family reach: szie is not a setting; valid: target_size",
+    ),
+    ("probe", {"tasks": {"families": {"reach": {}}}}, "domain point_mass_maze: task family reach"),
+    ("adapt", {"method": {"name": "moon"}}, "no 'moon' in bfmpipe.adaptation; it has lola"),
+    (
+        "adapt",
+        {"method": {"name": "lola", "settings": {"sigam": 1.0}}},
+        "method lola: sigam is not a setting; did you mean sigma?",
+    ),
+    ("adapt", {"seed": -1}, "--cfg: seed: -1 should be greater than or equal to 0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("stage", "changed", "said"), MISTAKES, ids=[f"{s} {said[:30]}" for s, _, said in MISTAKES]
+)
+def test_a_wrong_setting_is_one_line_and_writes_nothing(
+    tiny, tmp_path, capsys, stage, changed, said
+):
+    cfg = tiny.settings(stage, **changed)
+    capsys.readouterr()
+    assert refused(capsys, command(stage, cfg, files(tiny, tmp_path, stage))).startswith(said)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "--cfg: not JSON ("),
+        ("", "--cfg: not JSON ("),
+        ("[1]", "--cfg: [1] is a list, not a mapping"),
+        ("null", "--cfg: it is empty, not a mapping"),
+        ("{}", "--cfg: domain is missing; "),
+        ('{"seed": NaN}', "--cfg: seed: nan is not a finite number"),
+        ("@{tmp}/none.json", "{tmp}/none.json: No such file or directory"),
+        ("@{tmp}", "{tmp}: Is a directory"),
+        ("@{tmp}/broken.json", "{tmp}/broken.json: not JSON ("),
+        ("@{tmp}/binary.json", "{tmp}/binary.json: not UTF-8 text"),
+    ],
+)
+def test_settings_that_cannot_be_read_are_one_line(tiny, tmp_path, capsys, text, said):
+    (tmp_path / "broken.json").write_text("{'a': 1}")
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe{")
+    text, said = (part.replace("{tmp}", str(tmp_path)) for part in (text, said))
+    capsys.readouterr()
+    argv = command("collect", text, files(tiny, tmp_path, "collect"))
+    assert refused(capsys, argv).startswith(said)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "made", "said"),
+    [
+        ("pretrain", "dataset", None, "no such file"),
+        ("pretrain", "dataset", b"PAR1", "damaged or not a Parquet file"),
+        ("infer", "model", None, "no such file; a model is a directory that holds it"),
+        ("infer", "dataset", b"", "damaged or not a Parquet file"),
+        ("probe", "dataset", b"\0" * 100, "damaged or not a Parquet file"),
+        ("adapt", "latents", None, "no such file"),
+    ],
+)
+def test_a_missing_or_damaged_file_is_one_line(tiny, tmp_path, capsys, stage, file, made, said):
+    wrong = tmp_path / "wrong"
+    if made is not None:
+        wrong.write_bytes(made)
+    paths = {**files(tiny, tmp_path, stage), file: wrong}
+    capsys.readouterr()
+    line = refused(capsys, command(stage, tiny.settings(stage), paths))
+    assert line.startswith(str(wrong))
+    assert said in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_of_another_kind_is_one_line(tiny, tmp_path, capsys):
+    paths = {**files(tiny, tmp_path, "adapt"), "latents": tiny.losses}
+    line = refused(capsys, command("adapt", tiny.settings("adapt"), paths))
+    assert line == f"{tiny.losses}: a table of losses; expected a table of latents"
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "infer", "probe", "adapt"])
+def test_data_of_another_domain_than_the_model_are_one_line(tiny, tmp_path, capsys, stage):
+    from bfmpipe.data import transitions
+    from bfmpipe.data.tables import read_table
+
+    columns, origin = read_table(tiny.dataset, "transitions")
+    other = {"name": "walker", "settings": {}}
+    origin.settings["domain"] = other
+    walked = transitions.Transitions("walker", {}, **columns)
+    transitions.write(tmp_path / "walker.parquet", walked, origin)
+    paths = {**files(tiny, tmp_path, stage), "dataset": tmp_path / "walker.parquet"}
+    capsys.readouterr()
+    line = refused(capsys, command(stage, tiny.settings(stage), paths))
+    assert line == "the data set is of walker, the model of point_mass_maze"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_argument_is_named(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["collect", "--dataset", "x"])
+    assert caught.value.code == 2
+    assert "--cfg" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("module", [True, False])
+def test_the_installed_command_exits_with_2_and_no_traceback(tmp_path, module):
+    start = (
+        [sys.executable, "-m", "bfmpipe"] if module else [Path(sys.executable).parent / "bfmpipe"]
+    )
+    argv = [*start, "collect", "--cfg", '{"seed": 0}', "--dataset", tmp_path / "x.parquet"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("bfmpipe collect: error: --cfg: domain is missing")
+    assert done.stderr.count("\n") == 1

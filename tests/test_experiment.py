@@ -1,0 +1,313 @@
+"""The experiment file: mistakes are named, and a change reaches only the jobs that it concerns."""
+
+import copy
+import importlib
+import inspect
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bfmpipe import code, experiment, plugins
+from bfmpipe.cli import NAMES
+from bfmpipe.config import load_yaml, parse
+from bfmpipe.types import UserError
+
+REPOSITORY = Path(__file__).parents[1]
+SMOKE = REPOSITORY / "configs" / "smoke.yaml"
+FILES = [REPOSITORY / "config.yaml", *sorted((REPOSITORY / "configs").glob("*.yaml"))]
+
+
+@pytest.fixture
+def smoke():
+    return load_yaml(SMOKE)
+
+
+def jobs(exp):
+    """Settings of every job of an experiment, by (stage, wildcards)."""
+    found = {}
+    for domain in exp.domains:
+        found["collect", domain] = exp.stage("collect", domain=domain)
+        for agent in exp.agents:
+            place = {"domain": domain, "agent": agent}
+            found["plot", domain, agent] = exp.stage("plot", **place)
+            for seed in exp.seeds:
+                run = {**place, "seed": str(seed)}
+                for stage in ("pretrain", "infer", "probe"):
+                    found[stage, domain, agent, seed] = exp.stage(stage, **run)
+                for method in exp.methods:
+                    key = ("adapt", domain, agent, seed, method)
+                    found[key] = exp.stage("adapt", **run, method=method)
+    return {**found, ("tabulate",): exp.stage("tabulate"), ("report",): exp.stage("report")}
+
+
+# every stage gets settings it understands
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_the_settings_of_every_job_parse(path):
+    found = jobs(experiment.read(path))
+    assert {key[0] for key in found} == set(NAMES)
+    for key, text in found.items():
+        stage = getattr(importlib.import_module(f"bfmpipe.stages.{key[0]}"), key[0])
+        cls = inspect.get_annotations(stage, eval_str=True)["cfg"]
+        parsed = parse(cls, json.loads(text), str(key))
+        assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+        if key[0] in ("pretrain", "infer", "probe", "adapt"):
+            assert parsed.seed == key[3]
+
+
+# a change reaches the jobs that it concerns, and no others
+
+
+def stages_changed(smoke, change):
+    before = jobs(experiment.check(smoke, "smoke"))
+    changed = copy.deepcopy(smoke)
+    change(changed)
+    after = jobs(experiment.check(changed, "smoke"))
+    assert before.keys() == after.keys()
+    return {key for key in before if before[key] != after[key]}
+
+
+def setting(*place, value):
+    def change(mapping):
+        *above, last = place
+        for name in above:
+            mapping = mapping.setdefault(name, {})
+        mapping[last] = value
+
+    return change
+
+
+DOMAIN = ("domains", "point_mass_maze")
+EVERYTHING_WITH_TASKS = {"infer", "probe", "adapt", "plot"}
+
+
+@pytest.mark.parametrize(
+    ("change", "stages"),
+    [
+        (setting("collect", "episodes", value=61), {"collect"}),
+        (setting("agents", "fb", "hidden_dim", value=64), {"pretrain"}),
+        (setting("pretrain", "updates", value=80), {"pretrain"}),
+        (setting("infer", "samples", value=900), {"infer"}),
+        (setting("probe", "latents", value=9), {"probe"}),
+        (setting("adapt", "every", value=4), {"adapt"}),
+        (setting("evaluate", "episodes", value=5), {"probe", "adapt"}),
+        (setting("tabulate", "replicates", value=300), {"tabulate"}),
+        (setting(*DOMAIN, "settings", "episode_steps", value=25), {"collect", "pretrain"}),
+        (setting(*DOMAIN, "tasks", "reach", "target_size", value=0.2), EVERYTHING_WITH_TASKS),
+        (setting("results", value="elsewhere"), set()),
+    ],
+)
+def test_a_change_reaches_only_the_stages_it_concerns(smoke, change, stages):
+    changed = stages_changed(smoke, change)
+    # the report shows the configuration, all but the directory it is written to
+    assert {key[0] for key in changed} - {"report"} == stages
+    assert (("report",) in changed) == bool(stages)
+
+
+def test_a_change_of_one_method_reaches_its_own_adaptation_only(smoke):
+    changed = stages_changed(smoke, setting("methods", "lola", "horizon", value=6))
+    adapted = {("adapt", "point_mass_maze", "fb", seed, "lola") for seed in (0, 1)}
+    assert changed == {*adapted, ("report",)}
+
+
+# the same of the code
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A copy of the package and its kernels, to be edited."""
+    top = tmp_path_factory.mktemp("tree")
+    ignore = shutil.ignore_patterns("__pycache__", "*.so")
+    shutil.copytree(REPOSITORY / "bfmpipe", top / "bfmpipe", ignore=ignore)
+    shutil.copytree(REPOSITORY / "csrc", top / "csrc")
+    return top
+
+
+JOBS = {
+    "collect": {"envs": "point_mass_maze", "data": "persistent-random"},
+    "pretrain": {"envs": "point_mass_maze", "agents": "fb"},
+    "infer": {"envs": "point_mass_maze", "agents": "fb"},
+    "probe": {"envs": "point_mass_maze", "agents": "fb"},
+    **{
+        f"adapt {method}": {"envs": "point_mass_maze", "agents": "fb", "adaptation": method}
+        for method in plugins.names("adaptation")
+    },
+    "tabulate": {},
+    "plot": {"envs": "point_mass_maze", "agents": "fb"},
+    "report": {},
+}
+
+
+def digests(root):
+    found = {}
+    for job, used in JOBS.items():
+        names = [plugins.module_name(kind, name, root=root) for kind, name in used.items()]
+        found[job] = code.digest(f"bfmpipe.stages.{job.split()[0]}", *names, root=root)
+    return found
+
+
+def edited(tree, name, old, new):
+    """Jobs whose digest changes with an edit of the copied tree, which is taken back."""
+    path, before = tree / name, digests(tree / "bfmpipe")
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    try:
+        after = digests(tree / "bfmpipe")
+    finally:
+        path.write_text(text)
+    return {job for job in before if before[job] != after[job]}
+
+
+def test_digests_of_the_copy_are_those_that_the_rules_carry(tree, smoke):
+    exp, copied = experiment.check(smoke, "smoke"), digests(tree / "bfmpipe")
+    place = {"domain": "point_mass_maze", "agent": "fb"}
+    for job, digest in copied.items():
+        stage, *method = job.split()
+        wildcards = {
+            "collect": {"domain": "point_mass_maze"},
+            "tabulate": {},
+            "report": {},
+            "adapt": {**place, "method": method[0] if method else ""},
+        }
+        assert exp.code(stage, **wildcards.get(stage, place)) == digest
+
+
+ADAPTATIONS = {job for job in JOBS if job.startswith("adapt")}
+OFF_POLICY = {"adapt rela", "adapt td3"}
+AGENT = {"pretrain", "infer", "probe", *ADAPTATIONS}
+RETURN = "    return sqrt_2\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "jobs"),
+    [
+        ("adaptation/lola.py", {"adapt lola"}),
+        ("adaptation/rela.py", {"adapt rela"}),
+        ("adaptation/off_policy.py", OFF_POLICY),
+        ("data/persistent_random.py", {"collect"}),
+        ("stages/collect.py", {"collect"}),
+        ("stages/infer.py", {"infer", *ADAPTATIONS}),
+        ("stages/probe.py", {"probe"}),
+        ("stages/adapt.py", ADAPTATIONS),
+    ],
+)
+def test_an_edit_reaches_only_the_jobs_that_use_the_module(tree, name, jobs):
+    path = tree / "bfmpipe" / name
+    last = path.read_text().rstrip("\n").splitlines()[-1]
+    edit = f"{last}\n\n\nEDITED = 1"
+    assert edited(tree, f"bfmpipe/{name}", last, edit) & (set(JOBS) - {"plot"}) == jobs
+
+
+def test_an_edit_of_a_comment_reaches_no_job(tree):
+    first = "from typing import Literal"
+    assert edited(tree, "bfmpipe/adaptation/lola.py", first, f"# a remark\n{first}") == set()
+
+
+def test_an_edit_of_a_kernel_reaches_the_jobs_that_call_it(tree):
+    (name,) = (path.name for path in (tree / "csrc" / "cpu").glob("leave_one_out*.cpp"))
+    changed = edited(tree, f"csrc/cpu/{name}", "\n", "\n// faster\n")
+    assert "adapt lola" in changed
+    assert not changed & {"collect", "tabulate", "report"}
+
+
+def test_an_edit_of_the_maze_reaches_what_simulates_it(tree):
+    changed = edited(tree, "bfmpipe/envs/point_mass_maze.xml", "<mujoco", "<mujoco  ")
+    assert {"collect", *AGENT} <= changed
+    assert "tabulate" not in changed
+
+
+# mistakes
+
+
+MISTAKES = [
+    (setting("resluts", value="x"), "resluts is not a setting; did you mean results?"),
+    (setting("pretrain", "updtaes", value=1), "pretrain.updtaes is not a setting"),
+    (setting("agents", "fb", "z_dmi", value=1), "agents.fb.z_dmi is not a setting; did you mean"),
+    (
+        setting("agents", "fb", "learning_rate", value="1e-4"),
+        "agents.fb.learning_rate: '1e-4' is text, not a number (YAML reads 1e-4 as a string",
+    ),
+    (setting("domains", "maze", value={"tasks": {"a": {}}}), "domains: no 'maze' in bfmpipe.envs"),
+    (
+        setting(*DOMAIN, "settings", "dt", value=1),
+        "domains: domain point_mass_maze: dt is not a setting",
+    ),
+    (setting("agents", "bf", value={}), "agents: no 'bf' in bfmpipe.agents; it has fb"),
+    (setting("methods", "lloa", value={}), "methods: no 'lloa' in bfmpipe.adaptation; it has lola"),
+    (setting("methods", "lola", "horzon", value=1), "methods.lola.horzon is not a setting"),
+    (
+        setting("collect", "explorer", value="random"),
+        "collect: no 'random' in bfmpipe.data; it has persistent-random",
+    ),
+    (
+        setting("collect", "settings", value={"noise": 1}),
+        "collect.settings.noise is not a setting",
+    ),
+    (
+        setting(*DOMAIN, "tasks", "reach", "names", value=["reach_up"]),
+        "domains: domain point_mass_maze: task family reach: no task 'reach_up'; point_mass_maze",
+    ),
+    (
+        setting(*DOMAIN, "tasks", "reach", "names", value=[]),
+        "domains: domain point_mass_maze: task family reach needs 'names', a list of tasks",
+    ),
+    (
+        setting(*DOMAIN, "tasks", "reach", "names", value=["reach_top_left"] * 2),
+        "domains: domain point_mass_maze: task family reach names a task twice",
+    ),
+    (
+        setting(*DOMAIN, "tasks", "reach", "target_szie", value=0.1),
+        "domains: domain point_mass_maze: task family reach: target_szie is not a setting",
+    ),
+    (
+        setting(*DOMAIN, "tasks", value={}),
+        "domains.point_mass_maze.tasks: has 0 entries, but needs 1 or more",
+    ),
+    (setting("seeds", value=[]), "seeds: has 0 entries, but needs 1 or more"),
+    (setting("seeds", value=3), "seeds: 3 is a number, not a list"),
+    (setting("seeds", value=[0, 0]), "seeds: a seed stands twice"),
+    (setting("seeds", value=[-1]), "seeds[0]: -1 should be greater than or equal to 0"),
+    (setting("seeds", value=[2**31]), "seeds[0]: 2147483648 should be less than 2147483648"),
+    (setting("seeds", value=[0.5]), "seeds[0]: 0.5 is not a whole number"),
+    (setting("adapt", value=None), "adapt is empty, not a mapping"),
+    (setting("pretrain", "checkpoint_every", value=15), "pretrain: checkpoint_every (15) must be"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), MISTAKES, ids=[said[:40] for _, said in MISTAKES])
+def test_a_mistake_is_named_in_one_line(smoke, change, said):
+    change(smoke)
+    with pytest.raises(UserError) as caught:
+        experiment.check(smoke, "my.yaml")
+    text = str(caught.value)
+    assert text.startswith(f"my.yaml: {said}")
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("section", ["seeds", "domains", "agents", "methods", "collect", "adapt"])
+def test_a_missing_section_is_named(smoke, section):
+    del smoke[section]
+    with pytest.raises(UserError, match=f"^my.yaml: {section} is missing$"):
+        experiment.check(smoke, "my.yaml")
+
+
+def test_a_rate_that_yaml_reads_as_text_is_explained(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text(
+        SMOKE.read_text().replace("batch: 32\n", "batch: 32\n    learning_rate: 1e-4\n")
+    )
+    with pytest.raises(UserError) as caught:
+        experiment.read(path)
+    assert str(caught.value) == (
+        f"{path}: agents.fb.learning_rate: '1e-4' is text, not a number "
+        "(YAML reads 1e-4 as a string; write 1.0e-4)"
+    )
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        experiment.read(tmp_path / "none.yaml")
