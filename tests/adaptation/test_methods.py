@@ -1,4 +1,4 @@
-"""What every method must keep to, and what each one is: on the maze with a small untrained model."""
+"""What every method must keep to, and what each one is, on the maze with an untrained model."""
 
 import numpy as np
 import pytest

@@ -151,7 +151,7 @@ def test_reset_to_a_stored_state_goes_on_the_same_in_any_slot():
 
 def test_observations_are_copies():
     env = BatchedEnv(make(), 2, 1)
-    obs = env.reset(np.zeros((2, 4)) + [[-0.2, 0.2, 0, 0]])
+    obs = env.reset(np.array([[-0.2, 0.2, 0, 0]] * 2))
     before = obs.copy()
     env.step(np.ones((2, 2)))
     assert np.array_equal(obs, before)
