@@ -46,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"bfmpipe {name}: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a missing permission
+        print(f"bfmpipe {name}: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"bfmpipe {name}: interrupted", file=sys.stderr)
         return 130

@@ -192,5 +192,5 @@ def test_the_whole_of_bfmpipe_takes_no_time():
     code.digest(*names)
     first = time.process_time()
     code.digest(*names)
-    assert first - start < 0.3
+    assert first - start < 1
     assert time.process_time() - first < 0.05

@@ -17,7 +17,7 @@ from bfmpipe.types import Array, UserError
 class Evaluation(Config):
     """Settings of the evaluation."""
 
-    episodes: int = Field(32, ge=1)
+    episodes: int = Field(32, ge=2)
     """Episodes a task, from start states that all methods and models share."""
     seed: int = 1_000_003
     """Of those start states; nothing that learns draws from it."""
@@ -82,10 +82,10 @@ def adapt(method: Method, starts: Array, every: int) -> Iterator[Evaluated]:
     The evaluation's environment steps are not the method's, and the method never sees them.
     """
     yield evaluate(method, starts)
-    due = every
+    evaluated = 0
     while method.advance():
-        if method.env_steps >= due:
+        if method.env_steps // every > evaluated // every:
             yield evaluate(method, starts)
-            due = method.env_steps - method.env_steps % every + every
-    if method.env_steps and (method.env_steps % every or due == every):
+            evaluated = method.env_steps
+    if method.env_steps > evaluated:
         yield evaluate(method, starts)

@@ -34,10 +34,10 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write tensors and a JSON header to one safetensors file, whole or not at all.
 
-    The header carries a digest of the tensors, so that `load_tensors` notices an edit.
+    The header carries a digest of both, so that `load_tensors` notices an edit.
     """
     contiguous = {name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}
-    body = json.dumps({**header, "sha256": _digest(contiguous)}, sort_keys=True)
+    body = json.dumps({**header, "sha256": _digest(contiguous, header)}, sort_keys=True)
     # One metadata entry only: the library writes several in no fixed order.
     data = save(contiguous, metadata={"bfmpipe": body})
     with replacing(path) as temporary:
@@ -66,9 +66,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         stored = header.pop("sha256")
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: a safetensors file that bfmpipe did not write") from error
-    if stored != _digest(tensors):
+    if stored != _digest(tensors, header):
         raise UserError(
-            f"{path}: the tensors are not those that were saved (checksum differs); delete the "
+            f"{path}: the contents are not those that were saved (checksum differs); delete the "
             "file and run the pipeline again to make it anew"
         )
     return tensors, header
@@ -128,8 +128,8 @@ def load_model(directory: Path | str) -> tuple[Model, dict[str, Any]]:
     return model.requires_grad_(False).eval(), card
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    total = sha256()
+def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    total = sha256(json.dumps(header, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         total.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -34,6 +34,7 @@ from bfmpipe.networks import (
     update_target,
     waves,
 )
+from bfmpipe.types import UserError
 
 
 class Config(base.AgentConfig):
@@ -44,6 +45,7 @@ class Config(base.AgentConfig):
     architecture: Architecture = "two_embeddings"
     hidden_dim: int = Field(1024, ge=2, multiple_of=2)
     trunk_layers: int = Field(1, ge=0)
+    """Hidden layers after the two embeddings; "concatenated" has none."""
     backward_hidden_dim: int = Field(256, ge=1)
     backward_hidden_layers: int = Field(1, ge=0)
     backward_obs: tuple[int, ...] | None = None
@@ -84,6 +86,13 @@ class Model(base.Model):
     def __init__(self, config: Config, obs_dim: int, action_dim: int) -> None:
         super().__init__(config, obs_dim, action_dim)
         c = config
+        for name in ("backward_obs", "wave_obs"):
+            entries = getattr(c, name) or ()
+            if entries and not 0 <= min(entries) <= max(entries) < obs_dim:
+                raise UserError(
+                    f"fb: {name} is {list(entries)}; an observation has {obs_dim} entries, "
+                    f"numbered 0 to {obs_dim - 1}"
+                )
         wide = {name: 2 * n * len(c.wave_obs) for name, n in self._octaves().items()}
         self.forward_map = ConditionedMap(
             c.heads,

@@ -64,7 +64,7 @@ class Data:
 
 @dataclass
 class Trainer:
-    """Trains an agent; all its state is in `state()`.
+    """Trains an agent; a checkpoint holds all its state.
 
     Args:
         agent: the agent.
@@ -100,6 +100,7 @@ class Trainer:
         """
         self._resume(checkpoint)
         progress(self.done)
+        reported = self.done
         totals: dict[str, list[Tensor]] = defaultdict(list)
         while self.done < self.config.updates:
             batch = self.data.sample(self.batch, self.generator)
@@ -110,7 +111,8 @@ class Trainer:
             if self.done % self.config.log_every == 0 or self.done == self.config.updates:
                 self._log(totals, checkpoint)
                 totals.clear()
-                progress(self.config.log_every)
+                progress(self.done - reported)
+                reported = self.done
             if self.done % self.config.checkpoint_every == 0 and self.done < self.config.updates:
                 self._save(checkpoint)
 
