@@ -9,6 +9,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from bfmpipe import experiment
+from bfmpipe.config import load_yaml
 from bfmpipe.types import UserError
 
 if "domains" not in config:
@@ -17,6 +18,8 @@ if "domains" not in config:
 
 
 try:
+    for path in workflow.configfiles:
+        load_yaml(Path(path))  # refuses what snakemake lets pass, such as a key given twice
     exp = experiment.check(config, (workflow.configfiles or ["the configuration"])[-1])
 except UserError as error:
     raise WorkflowError(str(error)) from None

@@ -8,7 +8,6 @@ for point in bfmpipe.adapt(pretrained, tasks, latent, data, method="lola", episo
     print(point.env_steps, point.returns.mean())
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,11 @@ from bfmpipe.adaptation.protocol import Evaluated, Evaluation, start_states
 from bfmpipe.adaptation.protocol import adapt as run_protocol
 from bfmpipe.agents import Model, load_model
 from bfmpipe.config import parse
-from bfmpipe.data.transitions import Transitions
+from bfmpipe.data.transitions import Transitions, check_domain
 from bfmpipe.data.transitions import read as read_transitions
-from bfmpipe.envs.domain import Domain, Task
+from bfmpipe.envs import Domain, make_domain
+from bfmpipe.envs.batched import threads
+from bfmpipe.envs.domain import Task
 from bfmpipe.inference.reward import Inference, Latent
 from bfmpipe.inference.reward import infer as infer_one
 from bfmpipe.types import UserError
@@ -61,17 +62,6 @@ def load(directory: Path | str) -> Pretrained:
     return Pretrained(model, domain, card)
 
 
-def make_domain(name: str, settings: Mapping[str, Any]) -> Domain:
-    """A domain by name, e.g. ("point_mass_maze", {"physics_steps": 5}).
-
-    Raises:
-        UserError: for an unknown domain or setting.
-    """
-    module = plugins.load("envs", name)
-    domain: Domain = module.Domain(name, parse(module.Config, settings, f"domain {name}"))
-    return domain
-
-
 def infer(
     pretrained: Pretrained,
     tasks: Sequence[Task],
@@ -93,12 +83,13 @@ def infer(
     check_domain(data, domain)
     inference = inference or Inference()
     rng = np.random.default_rng(seed)
-    count = min(inference.samples, len(data.index))
-    rows = np.sort(rng.choice(data.index, count, replace=False))
-    obs = torch.from_numpy(data.obs[rows + 1])
+    stride = pretrained.model.config.stride  # the states that training reached
+    reached = data.index_of(stride) + stride
+    rows = np.sort(rng.choice(reached, min(inference.samples, len(reached)), replace=False))
+    obs = torch.from_numpy(data.obs[rows])
     latents = []
     for task in tasks:
-        reward = domain.relabel(task, data.physics[rows + 1], data.action[rows])
+        reward = domain.relabel(task, data.physics[rows], data.action[rows - 1])
         try:
             latents.append(infer_one(pretrained.model, obs, torch.from_numpy(reward), inference))
         except UserError as error:
@@ -177,21 +168,3 @@ def adapt(
     )
     starts = start_states(pretrained.domain, evaluation or Evaluation())
     return run_protocol(running, starts, every * pretrained.domain.config.episode_steps)
-
-
-def check_domain(data: Transitions, domain: Domain) -> None:
-    """Refuse a data set of another domain than the model's."""
-    if data.domain != domain.name:
-        raise UserError(f"the data set is of {data.domain}, the model of {domain.name}")
-    physics_steps = make_domain(data.domain, data.domain_settings).config.physics_steps
-    if physics_steps != domain.config.physics_steps:
-        raise UserError(
-            f"the data set has {physics_steps} physics steps a control step, the model "
-            f"{domain.config.physics_steps}; collect the data with the same physics_steps"
-        )
-
-
-def threads() -> int:
-    """Threads this process may use: OMP_NUM_THREADS, as torch reads it, or one a core."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() and int(given) else len(os.sched_getaffinity(0))

@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import pkgutil
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     # idle threads must not spin on the cores that the simulator needs; torch reads it on import
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as a rule gives it: by hand, the same bytes
     os.environ.setdefault("MUJOCO_GL", "disabled")
     top = argparse.ArgumentParser(
         prog="bfmpipe", description="Fast adaptation of behavioural foundation models."
@@ -69,7 +71,11 @@ def _run(name: str, argv: list[str]) -> None:
         )
     given = vars(parser.parse_args(argv))
     cfg = parse(hints[cfg_name], _json(given.pop(cfg_name)), f"--{cfg_name}")
-    print(f"bfmpipe {name} --{cfg_name} '{canonical(cfg)}'", file=sys.stderr)
+    # what a log begins with: pasted into a shell, it does the same again
+    words = ["bfmpipe", name, f"--{cfg_name}", canonical(cfg)]
+    for file, path in given.items():
+        words += [f"--{file}", *map(str, path if isinstance(path, list) else [path])]
+    print(shlex.join(words), file=sys.stderr, flush=True)
     stage(cfg, **given)
 
 

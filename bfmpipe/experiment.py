@@ -12,9 +12,10 @@ from pydantic import Field, JsonValue, field_validator
 from bfmpipe import plugins
 from bfmpipe.adaptation.protocol import Evaluation
 from bfmpipe.agents.trainer import TrainerConfig
-from bfmpipe.api import make_domain
 from bfmpipe.config import Config, canonical, load_yaml, parse
+from bfmpipe.envs import make_domain
 from bfmpipe.inference.reward import Inference
+from bfmpipe.kernels.extension import check_build
 from bfmpipe.stages.sections import Families, Plugin, digest
 from bfmpipe.stages.tabulate import Tabulate
 from bfmpipe.types import UserError
@@ -57,8 +58,9 @@ class AdaptSection(Config):
 class Experiment(Config):
     """A whole experiment: every domain x agent x seed x method."""
 
-    results: str = Field("results", min_length=1)
-    """The directory everything is written to."""
+    results: str = Field("results", pattern=r"^[\w./+-]+$")
+    """The directory everything is written to: letters, digits and ./_+- only, since its name
+    stands in the shell commands of all jobs."""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1)
     domains: dict[str, DomainSection] = Field(min_length=1)
     agents: dict[str, Settings] = Field(min_length=1)
@@ -166,7 +168,13 @@ def check(mapping: Mapping[str, Any], where: str) -> Experiment:
     Raises:
         UserError: one sentence with the place of what is wrong and what would be valid.
     """
+    check_build()
     experiment = parse(Experiment, mapping, where)
+    if "zero-shot" not in experiment.methods:
+        raise UserError(
+            f"{where}: methods: zero-shot is missing; every table compares with it, so add "
+            "'zero-shot: {}'"
+        )
     try:
         for name, section in experiment.domains.items():
             domain = make_domain(name, section.settings)

@@ -78,6 +78,13 @@ class OffPolicyMethod(Method):
                 f"update, which comes after {config.warmup_steps} steps of {config.nenv} "
                 "environments; raise the budget or lower warmup_steps or nenv"
             )
+        learning_steps = problem.budget // config.nenv * config.nenv - config.warmup_steps
+        self.updates_allowed = int(learning_steps * config.updates_per_step)
+        if self.updates_allowed < 1:
+            raise UserError(
+                f"a budget of {problem.budget} environment steps a task does not allow one update "
+                f"with updates_per_step {config.updates_per_step}; raise one of them"
+            )
         domain = problem.domain
         self.env = problem.env(config.nenv)
         tasks = len(problem.tasks)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bfmpipe.adaptation.base import Problem, act_by_latent
 from bfmpipe.adaptation.off_policy import Batch, OffPolicyConfig, OffPolicyMethod
 from bfmpipe.networks import ParallelLinear, add_noise, project_z, update_target
+from bfmpipe.types import UserError
 
 
 class Config(OffPolicyConfig):
@@ -70,6 +71,12 @@ class Method(OffPolicyMethod):
 
     def __init__(self, config: Config, problem: Problem, seed: int) -> None:
         super().__init__(config, problem, seed)
+        if self.updates_allowed <= config.latent_warmup_updates:
+            raise UserError(
+                f"rela: the budget allows {self.updates_allowed} updates, and the latent moves "
+                f"only after {config.latent_warmup_updates}; raise the budget or updates_per_step, "
+                "or lower latent_warmup_updates"
+            )
         domain, tasks = problem.domain, len(problem.tasks)
         model = problem.model
         inputs = domain.obs_dim + domain.action_dim

@@ -16,7 +16,7 @@ The value of a reward r under pi(., z) is F(s, a, z)^T E_rho[r B]: here phi is B
 """
 
 import copy
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -48,7 +48,7 @@ class Config(base.AgentConfig):
     """Hidden layers after the two embeddings; "concatenated" has none."""
     backward_hidden_dim: int = Field(256, ge=1)
     backward_hidden_layers: int = Field(1, ge=0)
-    backward_obs: tuple[int, ...] | None = None
+    backward_obs: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
     """Entries of the observation that B reads; all of them by default."""
     wave_obs: tuple[int, ...] = ()
     """Entries of the observation whose sines and cosines the networks read beside it, at 1, 2, 4,
@@ -63,7 +63,7 @@ class Config(base.AgentConfig):
     a far goal is fewer steps away, and both are learnt sooner. The policy still acts every step.
     Values are counted a control step all the same: psi is scaled by (1 - gamma^stride) /
     (1 - gamma)."""
-    heads: Literal[1, 2] = 2
+    heads: int = Field(2, ge=1, le=2)
     batch: int = Field(1024, ge=2)
     learning_rate: float = Field(1e-4, gt=0)
     actor_learning_rate: float = Field(1e-4, gt=0)

@@ -83,6 +83,9 @@ def read_table(path: Path, kind: str) -> tuple[dict[str, Array], Provenance]:
         ) from error
     if provenance.kind != kind:
         raise UserError(f"{path}: a table of {provenance.kind}; expected a table of {kind}")
+    for name in names:
+        if table[name].null_count:
+            raise UserError(f"{path}: column '{name}' has {table[name].null_count} empty rows")
     return {name: _to_numpy(table[name]) for name in names}, provenance
 
 

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
+from bfmpipe.config import parse
 from bfmpipe.data.tables import Provenance, read_table, write_table
 from bfmpipe.types import Array, UserError
 
@@ -26,6 +27,44 @@ _LAYOUT = {
     "physics": ("float64", 2),
 }
 """Columns as arrays, in the order of Transitions: dtype and number of axes."""
+
+
+class DomainLike(Protocol):
+    """What a data set is checked against; bfmpipe.envs.domain.Domain is one."""
+
+    name: str
+    config: Any
+    obs_dim: int
+
+    @property
+    def action_dim(self) -> int:
+        """Width of an action."""
+
+    @property
+    def physics_dim(self) -> int:
+        """Width of a physics state."""
+
+
+def check_domain(data: "Transitions", domain: DomainLike) -> None:
+    """Refuse a data set of another domain.
+
+    Raises:
+        UserError: where the names, the clocks or the widths of the columns differ.
+    """
+    if data.domain != domain.name:
+        raise UserError(f"the data set is of {data.domain}, the model of {domain.name}")
+    given = parse(type(domain.config), data.domain_settings, "the data set's domain")
+    if given.physics_steps != domain.config.physics_steps:
+        raise UserError(
+            f"the data set has {given.physics_steps} physics steps a control step, the model "
+            f"{domain.config.physics_steps}; collect the data with the same physics_steps"
+        )
+    for name in ("obs", "action", "physics"):
+        found, expected = getattr(data, name).shape[1], getattr(domain, f"{name}_dim")
+        if found != expected:
+            raise UserError(
+                f"the data set's column '{name}' is {found} wide; {domain.name} has {expected}"
+            )
 
 
 def schema(obs_dim: int, action_dim: int, physics_dim: int) -> pa.Schema:

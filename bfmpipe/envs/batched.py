@@ -1,5 +1,7 @@
 """Many simulations of one domain, stepped as one batch on a thread pool."""
 
+import os
+
 import mujoco
 import numpy as np
 from mujoco.batch import Batch
@@ -72,3 +74,9 @@ class BatchedEnv:
     def fields(self) -> dict[str, Array]:
         """The domain's MjData fields, live: copy what you keep."""
         return self._fields
+
+
+def threads() -> int:
+    """Threads this process may use: OMP_NUM_THREADS, as torch reads it, or one a core."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) else len(os.sched_getaffinity(0))

@@ -1,6 +1,8 @@
 """The compiled modules: `_cpu`, which is always there, and `_cuda`, which may not be."""
 
+import hashlib
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -30,6 +32,27 @@ def launch(name: str, device: torch.device, *arguments: int | float) -> None:
             function(*arguments, torch.cuda.current_stream().cuda_stream)
     else:
         raise UserError(f"bfmpipe's kernels take cpu and cuda tensors, not {device.type} ones.")
+
+
+def check_build(csrc: Path = Path(__file__).parents[2] / "csrc") -> None:
+    """Refuse kernels that were built from other sources than those of the checkout.
+
+    Where there are no sources beside the package, as in an installed wheel, there is nothing to
+    compare.
+    """
+    if not (csrc / "CMakeLists.txt").is_file():
+        return
+    files = sorted(path.relative_to(csrc).as_posix() for path in csrc.rglob("*") if path.is_file())
+    lines = "".join(f"{_sha256((csrc / name).read_bytes())}  {name}\n" for name in files)
+    if _cpu.source_digest() != _sha256(lines.encode()):
+        raise UserError(
+            "bfmpipe's compiled kernels were built from other sources than those in csrc/; build "
+            "them again with `make install` or `pip install -e .`"
+        )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def build_info() -> dict[str, str | bool]:

@@ -8,7 +8,8 @@ from the same start state, and follows the gradient of the expected return with 
     g   = 1/(states k) sum_{states, i} A_i (z_i - mu) / sigma^2
 
 An episode that ends at step t keeps reward_t and loses what follows, the bootstrap included.
-The other rollouts of a group are a baseline that does not depend on z_i, so g is unbiased.
+The other rollouts of a group are a baseline that does not depend on z_i, so g is unbiased for z_i
+as drawn; LoLA plays and scores their projections to the sphere.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Tables as dicts of columns (column name -> array, all of one length): the little needed of them.
 
 Order carries meaning throughout: methods, families and tasks stay in the order in which they first
-appear, which is that of the configuration.
+appear; the stages give families by name and tasks as the configuration lists them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -47,7 +47,7 @@ def adapt(
     evaluations = api.adapt(
         pretrained,
         tasks,
-        read_latents(latents, tasks),
+        read_latents(latents, tasks, pretrained.model.z_dim),
         api.read_transitions(dataset),
         method=cfg.method.name,
         episodes=cfg.episodes,

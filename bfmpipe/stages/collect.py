@@ -6,10 +6,10 @@ import numpy as np
 from pydantic import Field
 
 from bfmpipe import plugins
-from bfmpipe.api import make_domain, threads
 from bfmpipe.config import Config, parse
 from bfmpipe.data import transitions
-from bfmpipe.envs.batched import BatchedEnv
+from bfmpipe.envs import make_domain
+from bfmpipe.envs.batched import BatchedEnv, threads
 from bfmpipe.progress import progress
 from bfmpipe.stages.sections import Plugin, provenance
 

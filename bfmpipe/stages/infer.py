@@ -54,13 +54,20 @@ def infer(cfg: Infer, *, model: Path, dataset: Path, latents: Path) -> None:
     print(f"{latents}: {len(tasks)} tasks")
 
 
-def read_latents(path: Path, tasks: list[Task]) -> Latent:
-    """w and z, (T, d), of these tasks from the stage's table.
+def read_latents(path: Path, tasks: list[Task], z_dim: int) -> Latent:
+    """w and z, (T, z_dim), of these tasks from the stage's table.
 
     Raises:
-        UserError: for a damaged table, or one that lacks a task.
+        UserError: for a damaged table, one of another model, or one that lacks a task.
     """
     columns, _ = read_table(path, KIND)
+    for name in ("w", "z"):
+        values = columns.get(name)
+        if values is None or values.shape[1:] != (z_dim,) or not np.isfinite(values).all():
+            raise UserError(
+                f"{path}: column '{name}' must hold {z_dim} finite numbers a task; "
+                "run the stage infer again"
+            )
     rows = {key: i for i, key in enumerate(zip(columns["family"], columns["task"], strict=True))}
     for task in tasks:
         if (task.family, task.name) not in rows:

@@ -11,10 +11,11 @@ from pydantic import Field
 from bfmpipe import plugins
 from bfmpipe.agents import save_model
 from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig, divergence
-from bfmpipe.api import check_domain, make_domain
 from bfmpipe.config import Config, parse
 from bfmpipe.data import transitions
 from bfmpipe.data.tables import write_table
+from bfmpipe.envs import make_domain
+from bfmpipe.envs.batched import threads
 from bfmpipe.files import file_digest
 from bfmpipe.progress import progress
 from bfmpipe.stages.sections import Plugin, provenance
@@ -38,7 +39,7 @@ def pretrain(cfg: Pretrain, *, dataset: Path, model: Path, losses: Path) -> None
     """
     data = transitions.read(dataset)
     domain = make_domain(cfg.domain.name, cfg.domain.settings)
-    check_domain(data, domain)
+    transitions.check_domain(data, domain)
     module = plugins.load("agents", cfg.agent.name)
     config = parse(module.Config, cfg.agent.settings, f"agent {cfg.agent.name}")
     torch.manual_seed(cfg.seed)  # of the initial weights
@@ -54,6 +55,7 @@ def pretrain(cfg: Pretrain, *, dataset: Path, model: Path, losses: Path) -> None
         "code": origin.code,
         "versions": origin.versions,
         "dataset": file_digest(dataset),
+        "threads": threads(),  # sums in another order are other bytes
     }
     trainer = Trainer(
         agent=agent,

@@ -19,7 +19,8 @@ from bfmpipe.adaptation.base import Problem, act_by_latent
 from bfmpipe.adaptation.protocol import Evaluation, rollout_returns, start_states
 from bfmpipe.config import Config
 from bfmpipe.data.tables import write_table
-from bfmpipe.envs.batched import BatchedEnv
+from bfmpipe.data.transitions import check_domain
+from bfmpipe.envs.batched import BatchedEnv, threads
 from bfmpipe.envs.domain import Task
 from bfmpipe.networks import project_z
 from bfmpipe.stages.sections import Families, provenance
@@ -60,7 +61,7 @@ def probe(cfg: Probe, *, model: Path, dataset: Path, scores: Path) -> None:
     domain = pretrained.domain
     tasks = cfg.tasks.tasks(domain)
     data = api.read_transitions(dataset)
-    api.check_domain(data, domain)
+    check_domain(data, domain)
     rng = np.random.default_rng(cfg.seed)
     rows = rng.choice(data.index, min(cfg.latents, len(data.index)), replace=False) + 1
     z = project_z(pretrained.model.phi(torch.from_numpy(data.obs[rows])))
@@ -71,7 +72,7 @@ def probe(cfg: Probe, *, model: Path, dataset: Path, scores: Path) -> None:
     best = selection.mean(-1).argmax(1)
     blank = torch.zeros(len(tasks), pretrained.model.z_dim)
     problem = Problem(
-        domain, pretrained.model, tasks, blank, z[best], 0, data.physics[:0], api.threads()
+        domain, pretrained.model, tasks, blank, z[best], 0, data.physics[:0], threads()
     )
     best_returns, _ = rollout_returns(
         problem, lambda obs: act_by_latent(problem.model, obs, problem.z), evaluation_starts
@@ -107,7 +108,7 @@ def _play_all(pretrained: api.Pretrained, tasks: list[Task], z: Tensor, starts: 
     """Returns (T, latents, episodes); a latent is played once, and every task rewards it."""
     domain, model = pretrained.domain, pretrained.model
     latents, episodes = len(z), len(starts)
-    env = BatchedEnv(domain, latents * episodes, api.threads())
+    env = BatchedEnv(domain, latents * episodes, threads())
     obs = env.reset(np.tile(starts, (latents, 1)))
     rows = z.repeat_interleave(episodes, dim=0)
     returns = np.zeros((len(tasks), latents * episodes))

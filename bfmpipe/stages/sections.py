@@ -24,7 +24,7 @@ class Families(Config):
     families: dict[str, dict[str, JsonValue]]
 
     def tasks(self, domain: Domain) -> list[Task]:
-        """The tasks of all families, in the order of the configuration.
+        """The tasks of all families, by family name and then as listed.
 
         Raises:
             UserError: for a family without names, or an unknown task or setting.

@@ -104,10 +104,14 @@ def tabulate(
         replicates=cfg.replicates,
         seed=cfg.seed,
     )
-    _write(curves, "curves", points, cfg)
-    _write(aggregate, "aggregate", tabulation.aggregate(rows, interval), cfg)
-    _write(summary, "summary", tabulation.summary(rows, probed, interval), cfg)
-    _write(best_of, "best_of", tabulation.best_of(rows, probed), cfg)
+    tables = {
+        "curves": (curves, points),
+        "aggregate": (aggregate, tabulation.aggregate(rows, interval)),
+        "summary": (summary, tabulation.summary(rows, probed, interval)),
+        "best_of": (best_of, tabulation.best_of(rows, probed)),
+    }
+    for kind, (path, table) in tables.items():
+        _write(path, kind, table, cfg)
 
 
 def _read(paths: list[Path], kind: str, names: tuple[str, ...]) -> Columns:

@@ -9,8 +9,8 @@ from bfmpipe.adaptation.base import Problem, act_by_latent
 from bfmpipe.adaptation.off_policy import Batch
 from bfmpipe.adaptation.protocol import Evaluation, adapt, evaluate, start_states
 from bfmpipe.agents import fb
-from bfmpipe.api import make_domain
 from bfmpipe.config import parse
+from bfmpipe.envs import make_domain
 from bfmpipe.networks import project_z
 from bfmpipe.types import UserError
 
@@ -218,6 +218,22 @@ def test_lola_spends_what_is_left_on_fewer_start_states():
     method, points = run("lola", make_problem(budget=100))  # 40 an update, 20 a start state
     assert method.env_steps == 100
     assert [p.env_steps for p in points] == [0, 40, 80, 100]
+
+
+@pytest.mark.parametrize("horizon", [3, 7, 9])
+def test_no_two_evaluations_at_the_same_step(horizon):
+    """Whatever an update costs, and however it falls between the evaluations that are due."""
+    _, points = run("lola", make_problem(budget=200), horizon=horizon)
+    steps = [p.env_steps for p in points]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 200 // (4 * horizon) * 4 * horizon
+
+
+def test_off_policy_budgets_that_allow_no_update_say_so():
+    with pytest.raises(UserError, match="does not allow one update"):
+        make("td3", make_problem(), updates_per_step=1e-6)
+    with pytest.raises(UserError, match="the latent moves only after 500"):
+        make("rela", make_problem(), latent_warmup_updates=500)
 
 
 def test_lola_needs_two_latents():

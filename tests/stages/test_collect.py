@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bfmpipe import plugins
-from bfmpipe.api import make_domain
 from bfmpipe.data import transitions
 from bfmpipe.data.tables import read_table
+from bfmpipe.envs import make_domain
 from bfmpipe.envs.batched import BatchedEnv
 from bfmpipe.stages.sections import digest
 from bfmpipe.types import UserError

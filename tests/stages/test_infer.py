@@ -14,6 +14,8 @@ from bfmpipe.inference import Inference
 from bfmpipe.stages.infer import read_latents
 from bfmpipe.types import UserError
 
+Z_DIM = 6  # of the model of `tiny`
+
 
 def infer(tiny, path, **changed):
     settings = tiny.settings("infer", **changed)
@@ -86,9 +88,15 @@ def tasks_of(tiny, names, family="reach"):
     return api.load(tiny.model).domain.tasks(family, names, {"target_size": 0.1})
 
 
+def test_latents_of_another_model_are_refused(tiny):
+    with pytest.raises(UserError, match="column 'w' must hold 7 finite numbers a task"):
+        read_latents(tiny.latents, tasks_of(tiny, ["reach_top_left"]), Z_DIM + 1)
+
+
 def test_latents_are_read_by_name_not_by_row(tiny):
     columns, _ = read_table(tiny.latents, "latents")
-    latent = read_latents(tiny.latents, tasks_of(tiny, ["reach_bottom_right", "reach_top_left"]))
+    tasks = tasks_of(tiny, ["reach_bottom_right", "reach_top_left"])
+    latent = read_latents(tiny.latents, tasks, Z_DIM)
     np.testing.assert_array_equal(latent.w, columns["w"][::-1])
     np.testing.assert_array_equal(latent.z, columns["z"][::-1])
 
@@ -96,5 +104,5 @@ def test_latents_are_read_by_name_not_by_row(tiny):
 @pytest.mark.parametrize(("name", "family"), [("reach_top_right", "reach"), ("reach_top_left", "")])
 def test_a_task_without_a_latent_is_named(tiny, name, family):
     with pytest.raises(UserError) as caught:
-        read_latents(tiny.latents, tasks_of(tiny, [name], family))
+        read_latents(tiny.latents, tasks_of(tiny, [name], family), Z_DIM)
     assert f"{tiny.latents}: no latent of task {family}/{name}" in str(caught.value)
