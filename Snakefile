@@ -19,7 +19,8 @@ if "domains" not in config:
 
 try:
     for path in workflow.configfiles:
-        load_yaml(Path(path))  # refuses what snakemake lets pass, such as a key given twice
+        # refuses what snakemake lets pass, such as a key given twice
+        load_yaml(Path(path))
     exp = experiment.check(config, (workflow.configfiles or ["the configuration"])[-1])
 except UserError as error:
     raise WorkflowError(str(error)) from None
@@ -67,13 +68,13 @@ rule collect:
     """Explore a domain without rewards."""
     output:
         dataset=f"{R}/{{domain}}/data.parquet",
-    params:
-        cfg=cfg("collect"),
-        code=code("collect"),
     log:
         f"{R}/logs/collect/{{domain}}.log",
     benchmark:
         f"{R}/benchmarks/collect/{{domain}}.tsv"
+    params:
+        cfg=cfg("collect"),
+        code=code("collect"),
     shell:
         "bfmpipe collect --cfg {params.cfg:q} --dataset {output.dataset} 2>&1 | tee -a {log}"
 
@@ -86,15 +87,15 @@ rule pretrain:
         config=f"{MODEL}/model/config.json",
         weights=f"{MODEL}/model/model.safetensors",
         losses=f"{MODEL}/losses.parquet",
-    params:
-        cfg=cfg("pretrain"),
-        code=code("pretrain"),
-        model=subpath(output.config, parent=True),
     log:
         f"{R}/logs/pretrain/{{domain}}-{{agent}}-seed{{seed}}.log",
     benchmark:
         f"{R}/benchmarks/pretrain/{{domain}}-{{agent}}-seed{{seed}}.tsv"
     priority: 10  # everything else waits for it
+    params:
+        cfg=cfg("pretrain"),
+        code=code("pretrain"),
+        model=subpath(output.config, parent=True),
     shell:
         "bfmpipe pretrain --cfg {params.cfg:q} --dataset {input.dataset}"
         " --model {params.model} --losses {output.losses} 2>&1 | tee -a {log}"
@@ -108,14 +109,14 @@ rule infer:
         dataset=rules.collect.output.dataset,
     output:
         latents=f"{MODEL}/latents.parquet",
-    params:
-        cfg=cfg("infer"),
-        code=code("infer"),
-        model=subpath(input.config, parent=True),
     log:
         f"{R}/logs/infer/{{domain}}-{{agent}}-seed{{seed}}.log",
     benchmark:
         f"{R}/benchmarks/infer/{{domain}}-{{agent}}-seed{{seed}}.tsv"
+    params:
+        cfg=cfg("infer"),
+        code=code("infer"),
+        model=subpath(input.config, parent=True),
     shell:
         "bfmpipe infer --cfg {params.cfg:q} --model {params.model}"
         " --dataset {input.dataset} --latents {output.latents} 2>&1 | tee -a {log}"
@@ -129,14 +130,14 @@ rule probe:
         dataset=rules.collect.output.dataset,
     output:
         scores=f"{MODEL}/probe.parquet",
-    params:
-        cfg=cfg("probe"),
-        code=code("probe"),
-        model=subpath(input.config, parent=True),
     log:
         f"{R}/logs/probe/{{domain}}-{{agent}}-seed{{seed}}.log",
     benchmark:
         f"{R}/benchmarks/probe/{{domain}}-{{agent}}-seed{{seed}}.tsv"
+    params:
+        cfg=cfg("probe"),
+        code=code("probe"),
+        model=subpath(input.config, parent=True),
     shell:
         "bfmpipe probe --cfg {params.cfg:q} --model {params.model}"
         " --dataset {input.dataset} --scores {output.scores} 2>&1 | tee -a {log}"
@@ -152,14 +153,14 @@ rule adapt:
     output:
         curves=f"{MODEL}/adapt/{{method}}.parquet",
         trajectories=f"{MODEL}/adapt/{{method}}.trajectories.parquet",
-    params:
-        cfg=cfg("adapt"),
-        code=code("adapt"),
-        model=subpath(input.config, parent=True),
     log:
         f"{R}/logs/adapt/{{domain}}-{{agent}}-seed{{seed}}-{{method}}.log",
     benchmark:
         f"{R}/benchmarks/adapt/{{domain}}-{{agent}}-seed{{seed}}-{{method}}.tsv"
+    params:
+        cfg=cfg("adapt"),
+        code=code("adapt"),
+        model=subpath(input.config, parent=True),
     shell:
         "bfmpipe adapt --cfg {params.cfg:q} --model {params.model} --dataset {input.dataset}"
         " --latents {input.latents} --curves {output.curves}"
@@ -180,13 +181,13 @@ rule tabulate:
         aggregate=f"{R}/tables/aggregate.parquet",
         summary=f"{R}/tables/summary.parquet",
         best_of=f"{R}/tables/best_of.parquet",
-    params:
-        cfg=cfg("tabulate"),
-        code=code("tabulate"),
     log:
         f"{R}/logs/tabulate.log",
     benchmark:
         f"{R}/benchmarks/tabulate/all.tsv"
+    params:
+        cfg=cfg("tabulate"),
+        code=code("tabulate"),
     shell:
         "bfmpipe tabulate --cfg {params.cfg:q} --adaptation {input.adaptation}"
         " --probe {input.probe} --curves {output.curves} --aggregate {output.aggregate}"
@@ -214,13 +215,13 @@ rule plot:
         ),
     output:
         figures=directory(f"{R}/figures/{{domain}}/{{agent}}"),
-    params:
-        cfg=cfg("plot"),
-        code=code("plot"),
     log:
         f"{R}/logs/plot/{{domain}}-{{agent}}.log",
     benchmark:
         f"{R}/benchmarks/plot/{{domain}}-{{agent}}.tsv"
+    params:
+        cfg=cfg("plot"),
+        code=code("plot"),
     shell:
         "bfmpipe plot --cfg {params.cfg:q} --curves {input.curves} --aggregate {input.aggregate}"
         " --summary {input.summary} --best_of {input.best_of} --probe {input.probe}"
@@ -237,15 +238,17 @@ rule report:
         figures=expand(rules.plot.output.figures, domain=exp.domains, agent=exp.agents),
     output:
         page=f"{R}/report.html",
-    params:
-        cfg=cfg("report"),
-        code=code("report"),
-        pictures=lambda wildcards, input: [f"{figures}/*.png" for figures in input.figures],
-        benchmarks=f"{R}/benchmarks",
     log:
         f"{R}/logs/report.log",
     benchmark:
         f"{R}/benchmarks/report/all.tsv"
+    params:
+        cfg=cfg("report"),
+        code=code("report"),
+        pictures=lambda wildcards, input: [
+            f"{figures}/*.png" for figures in input.figures
+        ],
+        benchmarks=f"{R}/benchmarks",
     shell:
         "bfmpipe report --cfg {params.cfg:q} --summary {input.summary} --best_of {input.best_of}"
         " --losses {input.losses} --figures {params.pictures}"
