@@ -13,6 +13,8 @@ SOURCES := bfmpipe tests benchmarks
 
 run: install
 	$(BIN)/snakemake --cores $(CORES)
+	@echo "figures: results/figures/point_mass_maze/fb/curves_aggregate.png and beside it"
+	@echo "report:  results/report.html"
 
 install: $(INSTALLED)
 
