@@ -40,8 +40,9 @@ class Config(BaseConfig):
     learning_rate: float = Field(0.05, gt=0)
     normalise_advantages: bool = True
     """Divide a task's gradient by the standard deviation of its advantages."""
-    visited_fraction: float = Field(0.5, ge=0, le=1)
-    """Share of start states drawn from the data set; the others are the task's own resets."""
+    visited_fraction: float = Field(0.8, ge=0, le=1)
+    """Share of start states drawn from the data set; the others are the task's own resets. On the
+    maze, with half of them resets, the precise tasks drift down again after 100 episodes."""
     bootstrap: bool = True
     """Whether the frozen model stands for what comes after the lookahead."""
 
