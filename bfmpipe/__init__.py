@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-__all__ = ["Pretrained", "adapt", "infer", "load", "make_domain", "make_method", "read_transitions"]
+__all__ = ["Pretrained", "adapt", "infer", "load", "make_domain", "read_transitions"]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from bfmpipe import plugins
-from bfmpipe.adaptation.base import Method, Problem
+from bfmpipe.adaptation.base import Problem
 from bfmpipe.adaptation.protocol import Evaluated, Evaluation, start_states
 from bfmpipe.adaptation.protocol import adapt as run_protocol
 from bfmpipe.agents import Model, load_model
@@ -31,7 +31,7 @@ from bfmpipe.inference.reward import Inference, Latent
 from bfmpipe.inference.reward import infer as infer_one
 from bfmpipe.types import UserError
 
-__all__ = ["Pretrained", "adapt", "infer", "load", "make_domain", "make_method", "read_transitions"]
+__all__ = ["Pretrained", "adapt", "infer", "load", "make_domain", "read_transitions"]
 
 
 @dataclass(frozen=True)
@@ -97,35 +97,6 @@ def infer(
     return Latent(*(torch.stack(column) for column in zip(*latents, strict=True)))
 
 
-def make_method(
-    pretrained: Pretrained,
-    tasks: Sequence[Task],
-    latent: Latent,
-    data: Transitions,
-    *,
-    method: str,
-    episodes: int,
-    settings: Mapping[str, Any] | None = None,
-    seed: int = 0,
-) -> Method:
-    """An adaptation method at its start; arguments as for `adapt`."""
-    check_domain(data, pretrained.domain)
-    module = plugins.load("adaptation", method)
-    config = parse(module.Config, settings or {}, f"method {method}")
-    problem = Problem(
-        domain=pretrained.domain,
-        model=pretrained.model,
-        tasks=tasks,
-        w=latent.w,
-        z=latent.z,
-        budget=episodes * pretrained.domain.config.episode_steps,
-        visited=data.physics[data.index],
-        threads=threads(),
-    )
-    made: Method = module.Method(config, problem, seed)
-    return made
-
-
 def adapt(
     pretrained: Pretrained,
     tasks: Sequence[Task],
@@ -156,15 +127,20 @@ def adapt(
     Raises:
         UserError: for unknown names or settings, or a budget that does not allow one update.
     """
-    running = make_method(
-        pretrained,
-        tasks,
-        latent,
-        data,
-        method=method,
-        episodes=episodes,
-        settings=settings,
-        seed=seed,
+    domain = pretrained.domain
+    check_domain(data, domain)
+    module = plugins.load("adaptation", method)
+    config = parse(module.Config, settings or {}, f"method {method}")
+    problem = Problem(
+        domain=domain,
+        model=pretrained.model,
+        tasks=tasks,
+        w=latent.w,
+        z=latent.z,
+        budget=episodes * domain.config.episode_steps,
+        visited=data.physics[data.index],
+        threads=threads(),
     )
-    starts = start_states(pretrained.domain, evaluation or Evaluation())
-    return run_protocol(running, starts, every * pretrained.domain.config.episode_steps)
+    running = module.Method(config, problem, seed)
+    starts = start_states(domain, evaluation or Evaluation())
+    return run_protocol(running, starts, every * domain.config.episode_steps)

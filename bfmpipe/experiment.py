@@ -16,7 +16,7 @@ from bfmpipe.config import Config, canonical, load_yaml, parse
 from bfmpipe.envs import make_domain
 from bfmpipe.inference.reward import Inference
 from bfmpipe.kernels.extension import check_build
-from bfmpipe.stages.sections import Families, Plugin, digest
+from bfmpipe.stages.sections import Families, digest
 from bfmpipe.stages.tabulate import Tabulate
 from bfmpipe.types import UserError
 
@@ -194,6 +194,3 @@ def check(mapping: Mapping[str, Any], where: str) -> Experiment:
             place = "collect.settings" if kind == "data" else f"{section_name}.{name}"
             parse(module.Config, settings, where, at=place)
     return experiment
-
-
-__all__ = ["Experiment", "Plugin", "check", "read"]

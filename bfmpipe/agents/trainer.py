@@ -167,7 +167,8 @@ class Trainer:
             return
         tensors, header = load_tensors(path)
         if header.get("identity") != json.loads(json.dumps(self.identity)):
-            return  # settings, code, data or seed have changed since: start afresh
+            path.unlink()  # settings, code, data or seed have changed since: start afresh
+            return
         agent = self.agent
         for prefix, module in {"model": agent.model, **agent.targets}.items():
             module.load_state_dict(_under(tensors, f"{prefix}/"))

@@ -149,17 +149,37 @@ def test_model_shapes_and_sphere(architecture):
         torch.testing.assert_close(on_sphere.norm(dim=-1), torch.full((5,), 2.0))
 
 
-def test_actor_step_leaves_the_forward_map_alone_and_heads_are_independent():
+def updated(**settings):
+    """An agent after its second update, the one at which `actor_every` 2 skips the actor."""
     torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    agent = fb.Agent(SMALL, 4, 2, generator)
+    config = SMALL.model_copy(update=settings)
+    agent = fb.Agent(config, 4, 2, torch.Generator().manual_seed(0))
+    agent.step = 1
+    batch = torch.randn(8, 4), torch.rand(8, 2), torch.randn(8, 4)
+    return agent, agent.update(*batch, learning_rate_scale=1.0)
+
+
+def test_the_actors_step_builds_no_gradient_of_the_forward_map():
+    with_actor, metrics = updated(actor_every=1)
+    without, fewer = updated(actor_every=2)
+    assert set(metrics) - set(fewer) == {"q"}
+    for module in ("forward_map", "backward_map"):
+        for ours, theirs in zip(
+            getattr(with_actor.model, module).parameters(),
+            getattr(without.model, module).parameters(),
+            strict=True,
+        ):
+            assert torch.equal(ours.grad, theirs.grad)
+            assert torch.equal(ours, theirs)
+    assert all(p.requires_grad for p in with_actor.model.parameters())
+    policies = with_actor.model.policy.parameters(), without.model.policy.parameters()
+    assert not all(torch.equal(a, b) for a, b in zip(*policies, strict=True))
+
+
+def test_heads_start_apart_and_metrics_keep_no_graph():
+    agent, metrics = updated()
     heads = agent.model.forward_map.out.weight
     assert not torch.equal(heads[0], heads[1])
-    metrics = agent.update(
-        torch.randn(8, 4), torch.rand(8, 2), torch.randn(8, 4), learning_rate_scale=1.0
-    )
-    assert all(p.requires_grad for p in agent.model.parameters())
-    assert set(metrics) == {"fb_loss", "ortho_loss", "forward_norm", "q"}
     assert not any(value.requires_grad for value in metrics.values())
 
 

@@ -156,6 +156,14 @@ def test_a_checkpoint_of_another_training_is_ignored(straight, checkpoint, ident
     assert_same(afresh, straight)
 
 
+def test_a_training_that_breaks_down_names_no_checkpoint_of_another(checkpoint):
+    interrupted(checkpoint, identity={"seed": 1})
+    broken = trainer()
+    broken.data.obs[:] = float("nan")
+    with pytest.raises(UserError, match="no checkpoint was due yet"):
+        broken.run(checkpoint)
+
+
 def test_a_damaged_checkpoint_is_refused(checkpoint):
     interrupted(checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
