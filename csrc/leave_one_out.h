@@ -27,6 +27,7 @@ struct LeaveOneOut {
 BFMPIPE_DECLARE(generic)
 BFMPIPE_DECLARE(avx2)
 BFMPIPE_DECLARE(avx512)
+BFMPIPE_DECLARE(amx)
 #undef BFMPIPE_DECLARE
 
 // queues the kernels on a cudaStream_t; returns what went wrong, or null

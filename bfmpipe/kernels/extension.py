@@ -4,6 +4,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -17,14 +18,21 @@ except ImportError as error:
         "build them with `pip install -e .` in the source checkout."
     ) from error
 
+_CPU = torch.device("cpu")
 
-def launch(name: str, device: torch.device, *arguments: int | float) -> None:
+SF_WIDTH: int = _cpu.sf_width
+"""Widths that sf_evaluate's CPU kernel takes are multiples of this."""
+SF_MAX_LAYERS: int = _cpu.sf_max_layers
+SF_MAX_HEADS: int = _cpu.sf_max_heads
+
+
+def launch(name: str, device: torch.device, *arguments: Any) -> None:
     """Call function `name` of the module for `device`, on torch's current stream there.
 
     Nothing is checked: the arguments are addresses and sizes. UserError where no module serves
     the device.
     """
-    if device.type == "cpu":
+    if device == _CPU:
         getattr(_cpu, name)(*arguments, 0)
     elif device.type == "cuda":
         function = getattr(_cuda(), name)
@@ -73,16 +81,25 @@ def _find_cuda() -> ModuleType | None:
     return module
 
 
-@cache
-def _cuda() -> ModuleType:
+def cuda_problem() -> str | None:
+    """Say in one sentence why the CUDA kernels cannot run here; None where they can."""
     module = _find_cuda()
     if module is None:
-        raise UserError(
+        return (
             "bfmpipe was built without CUDA kernels; move the tensors to the CPU, or install "
             "nvcc and reinstall with BFMPIPE_CUDA=ON."
         )
     if reason := module.unavailable():
-        raise UserError(
+        return (
             f"bfmpipe's CUDA kernels cannot use a GPU here ({reason}); move the tensors to the CPU."
         )
+    return None
+
+
+@cache
+def _cuda() -> ModuleType:
+    if problem := cuda_problem():
+        raise UserError(problem)
+    module = _find_cuda()
+    assert module is not None  # else there was a problem
     return module

@@ -1,0 +1,669 @@
+// Compiled once an instruction set, into the namespace of that name; see leave_one_out.cpp.
+//
+// Pairs go in tiles through all layers, so that nothing of a pair but its value leaves the cache:
+// join the state's and the latent's half of the first layer, normalise, tanh; then each layer as a
+// product with weights packed into panels; the last one ends in the dot product with the readout.
+// A row's sums do not depend on its place in a tile: a pair has the same value in any batch.
+#include "../sf_evaluate.h"
+
+#include <cmath>
+#include <cstdlib>
+
+#include "parallel.h"
+#include "vector.h"
+
+namespace bfmpipe::BFMPIPE_INSTRUCTION_SET {
+namespace {
+
+constexpr int64_t tile = 96;  // a multiple of every kind's strip
+constexpr double epsilon = 1e-5;  // of torch's layer_norm
+
+template <typename Real>
+constexpr int64_t panel = 2 * lanes<Real>;
+
+int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+int64_t blocks(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+template <typename T>
+struct Buffer {
+  T* data;
+  explicit Buffer(int64_t count)
+      : data(static_cast<T*>(std::aligned_alloc(64, blocks(count * sizeof(T) + 1, 64) * 64))) {}
+  ~Buffer() { std::free(data); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+};
+
+// ---- operands of the products: how weights are packed and activations kept
+//
+// A kind of operands has
+//   Real, Kept       the type of sums, and of what is stored
+//   strip            rows that one multiplication takes, of one panel's columns
+//   parts            numbers kept a value: activations (x) and weights
+//   keep(...)        stores a panel's columns of a row of activations (tile, width)
+//   pack(...)        stores a matrix, panel by panel
+//   multiply(...)    strip rows of activations times one panel
+//   Thread           what a thread that multiplies holds
+
+// element (k, j) of a matrix, depth x columns
+template <typename Real>
+struct Matrix {
+  const Real* data;
+  int64_t row_stride, column_stride;
+  Real at(int64_t k, int64_t j) const { return data[k * row_stride + j * column_stride]; }
+};
+
+template <typename Real_>
+struct Full {
+  using Real = Real_;
+  using Kept = Real;
+  struct Thread {
+    Thread() {}
+  };
+#if defined(__AVX512F__)
+  static constexpr int64_t strip = 12;  // rows whose sums, two vectors each, fill the registers
+#else
+  static constexpr int64_t strip = 6;
+#endif
+  static constexpr int64_t x_parts = 1, weight_parts = 1;
+  static constexpr bool precise = true;
+  static int64_t chunk(int64_t depth) { return depth; }
+
+  static void pack(Matrix<Real> matrix, int64_t depth, int64_t columns, Kept* to) {
+    for (int64_t first = 0; first < columns; first += panel<Real>)
+      for (int64_t k = 0; k < depth; ++k)
+        for (int64_t j = 0; j < panel<Real>; ++j) *to++ = matrix.at(k, first + j);
+  }
+
+  static void keep(Kept* x, int64_t row, int64_t column, int64_t width, Vector<Real> left,
+                   Vector<Real> right) {
+    store(x + row * width + column, left);
+    store(x + row * width + column + lanes<Real>, right);
+  }
+
+  // a function of its own, so that its addresses fit in registers
+  __attribute__((noinline)) static void multiply(const Kept* x, int64_t first, int64_t,
+                                                 int64_t depth, const Kept* packed,
+                                                 Vector<Real> (*result)[2]) {
+    x += first * depth;
+    Vector<Real> sums[strip][2] = {};
+    for (int64_t k = 0; k < depth; ++k) {
+      const Vector<Real> left = load(packed), right = load(packed + lanes<Real>);
+      packed += panel<Real>;
+#pragma GCC unroll 12
+      for (int64_t row = 0; row < strip; ++row) {
+        const Vector<Real> factor = broadcast(x[row * depth + k]);
+        sums[row][0] += factor * left;
+        sums[row][1] += factor * right;
+      }
+    }
+    std::memcpy(result, sums, sizeof sums);
+  }
+};
+
+#if defined(__AMX_BF16__)
+
+// A float is a sum of bfloat16 parts of 8 bits each: 3 hold all of it. The matrix unit multiplies
+// part i of an activation with part j of a weight, 16 times as fast as float32 is multiplied
+// elsewhere; the products of i + j >= most, each smaller than the rounding of the parts that are
+// kept, are left out (Henry, Tang & Heinecke 2019). Sums are float32.
+template <int64_t x_parts_, int64_t weight_parts_>
+struct Parts {
+  using Real = float;
+  using Kept = uint16_t;
+  static constexpr int64_t strip = 32, x_parts = x_parts_, weight_parts = weight_parts_;
+  static constexpr int64_t most = x_parts > weight_parts ? x_parts : weight_parts;
+  static constexpr bool precise = x_parts > 1;
+  static constexpr int64_t side = 16, step = 32;  // a tile: rows, and bfloat16 numbers a row
+  static_assert(panel<float> == 2 * side && step == sf_width);
+
+  struct Thread {
+    Thread() {
+      struct {
+        uint8_t palette = 1, start_row = 0, reserved[14] = {};
+        uint16_t bytes_a_row[16] = {};
+        uint8_t rows[16] = {};
+      } shape;
+      for (int64_t i = 0; i < 8; ++i) {
+        shape.bytes_a_row[i] = 64;
+        shape.rows[i] = side;
+      }
+      _tile_loadconfig(&shape);
+    }
+    ~Thread() { _tile_release(); }
+  };
+
+  // The next part of x, of which the rest stays. It is cut off, which is exact, or rounded if it
+  // is the last.
+  static __m512 split(__m512& x) {
+    const __m512 part = _mm512_castsi512_ps(
+        _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0xffff0000)));
+    x = _mm512_sub_ps(x, part);
+    return part;
+  }
+
+  static void keep_part(Kept* to, __m512 left, __m512 right) {
+    const auto bits = _mm512_cvtne2ps_pbh(right, left);
+    std::memcpy(to, &bits, sizeof bits);
+  }
+
+  // A panel's steps along the depth, in each the parts, in each two tiles. A tile's row has two
+  // rows of the matrix side by side, as the unit takes them.
+  static void pack(Matrix<float> matrix, int64_t depth, int64_t columns, Kept* to) {
+    for (int64_t first = 0; first < columns; first += panel<float>)
+      for (int64_t step_first = 0; step_first < depth; step_first += step)
+        for (int64_t part = 0; part < weight_parts; ++part)
+          for (int64_t column = first; column < first + panel<float>; column += side)
+            for (int64_t k = step_first; k < step_first + step; k += 2, to += step) {
+              alignas(64) float pairs[2 * side];
+              for (int64_t j = 0; j < side; ++j) {
+                pairs[2 * j] = matrix.at(k, column + j);
+                pairs[2 * j + 1] = matrix.at(k + 1, column + j);
+              }
+              __m512 left = _mm512_load_ps(pairs), right = _mm512_load_ps(pairs + side);
+              for (int64_t i = 0; i < part; ++i) {
+                split(left);
+                split(right);
+              }
+              if (part + 1 < weight_parts)
+                keep_part(to, split(left), split(right));
+              else
+                keep_part(to, left, right);
+            }
+  }
+
+  // tiles of step columns and all rows, in each step the parts
+  static int64_t place(int64_t row, int64_t column, int64_t part) {
+    return ((column / step * x_parts + part) * tile + row) * step + column % step;
+  }
+
+  static void keep(Kept* x, int64_t row, int64_t column, int64_t, Vector<float> left_value,
+                   Vector<float> right_value) {
+    __m512 left = reinterpret_cast<__m512>(left_value);
+    __m512 right = reinterpret_cast<__m512>(right_value);
+#pragma GCC unroll 4
+    for (int64_t part = 0; part + 1 < x_parts; ++part)
+      keep_part(x + place(row, column, part), split(left), split(right));
+    keep_part(x + place(row, column, x_parts - 1), left, right);
+  }
+
+  // as much of the depth as leaves the panel's weights in L1
+  static int64_t chunk(int64_t depth) {
+    constexpr int64_t most_in_l1 = 32 * 1024 / (weight_parts * panel<float> * sizeof(Kept));
+    return blocks(blocks(depth, blocks(depth, most_in_l1)), step) * step;
+  }
+
+  // tiles 0-3: sums, 4-5: x, 6-7: weights
+  __attribute__((noinline)) static void multiply(const Kept* x, int64_t first, int64_t begin,
+                                                 int64_t end, const Kept* packed,
+                                                 Vector<float> (*result)[2]) {
+    constexpr int64_t tile_size = side * step;
+    if (begin == 0) {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+    } else {
+      _tile_loadd(0, &result[0][0], sizeof result[0]);
+      _tile_loadd(1, &result[0][1], sizeof result[0]);
+      _tile_loadd(2, &result[side][0], sizeof result[0]);
+      _tile_loadd(3, &result[side][1], sizeof result[0]);
+    }
+    for (int64_t k = begin; k < end; k += step) {
+#pragma GCC unroll 4
+      for (int64_t part = 0; part < x_parts; ++part) {
+        const Kept* rows = x + place(first, k, part);
+        _tile_loadd(4, rows, 2 * step);
+        _tile_loadd(5, rows + tile_size, 2 * step);
+#pragma GCC unroll 4
+        for (int64_t of_weight = 0; of_weight < weight_parts; ++of_weight)
+          if (part + of_weight < most) {
+            const Kept* columns = packed + of_weight * 2 * tile_size;
+            _tile_loadd(6, columns, 2 * step);
+            _tile_loadd(7, columns + tile_size, 2 * step);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+          }
+      }
+      packed += weight_parts * 2 * tile_size;
+    }
+    _tile_stored(0, &result[0][0], sizeof result[0]);
+    _tile_stored(1, &result[0][1], sizeof result[0]);
+    _tile_stored(2, &result[side][0], sizeof result[0]);
+    _tile_stored(3, &result[side][1], sizeof result[0]);
+  }
+};
+
+using Single = Parts<3, 3>;
+using Half = Parts<1, 2>;
+
+#else
+
+using Single = Full<float>;
+using Half = Full<float>;  // nothing is faster
+
+#endif
+
+// x (rows, depth) times a packed matrix, rows a multiple of strip;
+// each(row, column, left, right) takes two vectors at a time
+template <typename Operands, typename Each>
+void product(const typename Operands::Kept* x, int64_t rows, int64_t depth, int64_t columns,
+             const typename Operands::Kept* packed, Each each) {
+  using Real = typename Operands::Real;
+  constexpr int64_t packed_row = panel<Real> * Operands::weight_parts;
+  const int64_t chunk = Operands::chunk(depth);
+  Vector<Real> sums[tile][2];
+  for (int64_t column = 0; column < columns; column += panel<Real>, packed += depth * packed_row) {
+    for (int64_t begin = 0; begin < depth; begin += chunk)
+      for (int64_t first = 0; first < rows; first += Operands::strip)
+        Operands::multiply(x, first, begin, min(begin + chunk, depth), packed + begin * packed_row,
+                           sums + first);
+    for (int64_t row = 0; row < rows; ++row) each(row, column, sums[row][0], sums[row][1]);
+  }
+}
+
+// ---- tanh
+
+template <typename Operands>
+inline Vector<double> tanh(Vector<double> x) {
+  for (int64_t lane = 0; lane < lanes<double>; ++lane) x[lane] = std::tanh(x[lane]);
+  return x;
+}
+
+// x P(x^2) / Q(x^2), fitted up to where tanh is 1 in the precision that is kept: to a relative error
+// of 2e-8, or of 5e-5 where 16 bits are kept
+template <typename Operands>
+inline Vector<float> tanh(Vector<float> x) {
+  constexpr float end = Operands::precise ? 9.02f : 4.97f;
+  x = larger(broadcast(-end), smaller(broadcast(end), x));
+  const Vector<float> y = x * x;
+  Vector<float> p, q;
+  if constexpr (Operands::precise) {
+    p = y * 1.3319546067328676e-08f + 2.0583866105979795e-05f;
+    p = p * y + 0.003494059874218238f;
+    p = p * y + 0.13379739918259563f;
+    p = p * y + 0.999999979105738f;
+    q = y * 7.762225965499151e-07f + 0.0003283132867235353f;
+    q = q * y + 0.02587117155526924f;
+    q = q * y + 0.46713055191761066f;
+  } else {
+    p = y * 0.0006735088165640727f + 0.10251211970132648f;
+    p = p * y + 0.9999498227679534f;
+    q = y * 0.01284894554095614f + 0.4355362577882904f;
+  }
+  q = q * y + 1.0f;
+#if defined(__AVX512F__)
+  // an approximate inverse, and a Newton step where 14 bits do not do: a third of a division's time
+  Vector<float> inverse = reinterpret_cast<Vector<float>>(
+      _mm512_maskz_rcp14_ps(0xffff, reinterpret_cast<__m512>(q)));
+  if constexpr (Operands::precise) inverse += inverse * (1.0f - q * inverse);
+  return x * p * inverse;
+#else
+  return x * p / q;
+#endif
+}
+
+// ---- a tile of pairs
+
+struct Tile {
+  int64_t first, rows, padded;
+  int64_t state[tile], latent[tile];  // rows past the end repeat the first pair
+
+  Tile(const Pairs& pairs, int64_t begin, int64_t end, int64_t strip)
+      : first(begin), rows(min(tile, end - begin)), padded(blocks(rows, strip) * strip) {
+    for (int64_t row = 0; row < padded; ++row) {
+      const int64_t pair = row < rows ? first + row : first;
+      state[row] = pairs.state(pair);
+      latent[row] = pairs.latent(pair);
+    }
+  }
+};
+
+// kept activations of one head: input of each layer and, for the gradient, output of the last
+template <typename Kept>
+struct Activations {
+  Kept* at[sf_max_layers + 1];
+};
+
+template <typename Operands, typename Real>
+int64_t activations_size(const SfEvaluate<Real>& args) {
+  int64_t width = args.hidden;
+  for (int64_t l = 0; l < args.layers; ++l) width += args.layer[l].out;
+  return tile * width * Operands::x_parts;
+}
+
+template <typename Operands, typename Real>
+Activations<typename Operands::Kept> place_activations(const SfEvaluate<Real>& args,
+                                                       typename Operands::Kept* at) {
+  Activations<typename Operands::Kept> kept{};
+  kept.at[0] = at;
+  at += tile * args.hidden * Operands::x_parts;
+  for (int64_t l = 0; l < args.layers; ++l) {
+    kept.at[l + 1] = at;
+    at += tile * args.layer[l].out * Operands::x_parts;
+  }
+  return kept;
+}
+
+template <typename Operands, typename Real>
+int64_t weights_size(const SfEvaluate<Real>& args) {
+  int64_t size = 0;
+  for (int64_t l = 0; l < args.layers; ++l) size += args.layer[l].in * args.layer[l].out;
+  return size * Operands::weight_parts;
+}
+
+// Packs the weights of all heads, transposed for the gradient. Those of (head, l) are at
+// head * weights_size + the sizes of the layers before l.
+template <typename Operands, typename Real>
+void pack_weights(const SfEvaluate<Real>& args, bool transposed, typename Operands::Kept* to) {
+  for (int64_t head = 0; head < args.heads; ++head)
+    for (int64_t l = 0; l < args.layers; ++l) {
+      const int64_t in = args.layer[l].in, out = args.layer[l].out;
+      const Real* weight = args.layer[l].weight + head * in * out;
+      if (transposed)
+        Operands::pack(Matrix<Real>{weight, 1, out}, out, in, to);
+      else
+        Operands::pack(Matrix<Real>{weight, out, 1}, in, out, to);
+      to += in * out * Operands::weight_parts;
+    }
+}
+
+// tanh(x / sqrt(mean x^2 + epsilon) * scale + shift) with x = state + latent, both centred; that is
+// LayerNorm, without its mean. inverse_norm: 1 / sqrt(...) of each row.
+template <typename Operands>
+__attribute__((noinline)) void join(const SfEvaluate<typename Operands::Real>& args, int64_t head, const Tile& t,
+          typename Operands::Kept* out, typename Operands::Real* inverse_norm) {
+  using Real = typename Operands::Real;
+  const int64_t hidden = args.hidden;
+  const Real* scale = args.scale + head * hidden;
+  const Real* shift = args.shift + head * hidden;
+  const Real* states = args.state + head * args.pairs.states() * hidden;
+  const Real* latents = args.latent + head * args.pairs.latents() * hidden;
+  for (int64_t row = 0; row < t.padded; ++row) {
+    const Real* state = states + t.state[row] * hidden;
+    const Real* latent = latents + t.latent[row] * hidden;
+    Vector<Real> squares[2] = {};
+    for (int64_t j = 0; j < hidden; j += panel<Real>)
+      for (int64_t half = 0; half < 2; ++half) {
+        const int64_t at = j + half * lanes<Real>;
+        const Vector<Real> x = load(state + at) + load(latent + at);
+        squares[half] += x * x;
+      }
+    const Real mean = sum<Real>(squares[0] + squares[1]) / static_cast<Real>(args.hidden_used);
+    inverse_norm[row] = 1 / std::sqrt(mean + static_cast<Real>(epsilon));
+  }
+  // a loop of its own: the sums of one row would wait for the activations of the row before
+  for (int64_t row = 0; row < t.padded; ++row) {
+    const Real* state = states + t.state[row] * hidden;
+    const Real* latent = latents + t.latent[row] * hidden;
+    const Real factor = inverse_norm[row];
+    const auto activation = [&](int64_t j) {
+      const Vector<Real> x = (load(state + j) + load(latent + j)) * factor;
+      return tanh<Operands>(x * load(scale + j) + load(shift + j));
+    };
+    for (int64_t j = 0; j < hidden; j += panel<Real>)
+      Operands::keep(out, row, j, hidden, activation(j), activation(j + lanes<Real>));
+  }
+}
+
+// values of one head (rows), the last layer's output kept where the gradient needs it
+template <typename Operands, bool keep_last>
+void forward(const SfEvaluate<typename Operands::Real>& args,
+             const typename Operands::Kept* weights, int64_t head, const Tile& t,
+             const Activations<typename Operands::Kept>& kept,
+             typename Operands::Real* inverse_norm, typename Operands::Real* q) {
+  using Real = typename Operands::Real;
+  const int64_t states = args.pairs.states(), latents = args.pairs.latents();
+  join<Operands>(args, head, t, kept.at[0], inverse_norm);
+  for (int64_t l = 0; l < args.layers; ++l) {
+    const Layer<Real>& layer = args.layer[l];
+    const int64_t out = layer.out;
+    const Real* addend = layer.addend + head * (layer.by_state ? states : 1) * out;
+    const int64_t stride = layer.by_state ? out : 0;
+    auto* next = kept.at[l + 1];
+    if (l + 1 < args.layers) {
+      product<Operands>(kept.at[l], t.padded, layer.in, out, weights,
+                        [&](int64_t row, int64_t column, Vector<Real> left, Vector<Real> right) {
+                          const Real* add = addend + t.state[row] * stride + column;
+                          Operands::keep(next, row, column, out, positive(left + load(add)),
+                                         positive(right + load(add + lanes<Real>)));
+                        });
+    } else {
+      const Real* readout = args.readout + head * latents * out;
+      Vector<Real> dot[tile] = {};
+      product<Operands>(kept.at[l], t.padded, layer.in, out, weights,
+                        [&](int64_t row, int64_t column, Vector<Real> left, Vector<Real> right) {
+                          const Real* add = addend + t.state[row] * stride + column;
+                          const Real* read = readout + t.latent[row] * out + column;
+                          left = positive(left + load(add));
+                          right = positive(right + load(add + lanes<Real>));
+                          dot[row] += left * load(read);
+                          dot[row] += right * load(read + lanes<Real>);
+                          if constexpr (keep_last)
+                            Operands::keep(next, row, column, out, left, right);
+                        });
+      const Real* offset =
+          args.offset + head * (args.offset_by_pair ? args.pairs.count() : latents);
+      for (int64_t row = 0; row < t.rows; ++row)
+        q[row] = sum<Real>(dot[row]) +
+                 offset[args.offset_by_pair ? t.first + row : t.latent[row]];
+    }
+    weights += layer.in * layer.out * Operands::weight_parts;
+  }
+}
+
+// the mean of the heads less pessimism times the distance of the first two
+template <typename Real>
+Real reduce(const SfEvaluate<Real>& args, const Real (*q)[tile], int64_t row) {
+  Real total = 0;
+  for (int64_t head = 0; head < args.heads; ++head) total += q[head][row];
+  total /= static_cast<Real>(args.heads);
+  if (args.heads == 2)
+    total -= static_cast<Real>(args.pessimism) * std::fabs(q[0][row] - q[1][row]);
+  return total;
+}
+
+template <typename Operands>
+bool evaluate(const SfEvaluate<typename Operands::Real>& args, int threads) {
+  using Real = typename Operands::Real;
+  using Kept = typename Operands::Kept;
+  const int64_t count = args.pairs.count(), tiles = blocks(count, tile);
+  threads = static_cast<int>(max(1, min(threads, tiles)));
+  const int64_t weights_of_head = weights_size<Operands>(args),
+                scratch_size = activations_size<Operands>(args);
+  Buffer<Kept> weights(args.heads * weights_of_head), scratch(threads * scratch_size);
+  if (!weights.data || !scratch.data) return false;
+  pack_weights<Operands>(args, false, weights.data);
+
+  int64_t next_tile = 0, next_scratch = 0;
+  auto work = [&] {
+    const typename Operands::Thread thread;
+    Kept* mine = scratch.data +
+                 __atomic_fetch_add(&next_scratch, 1, __ATOMIC_RELAXED) * scratch_size;
+    const Activations<Kept> kept = place_activations<Operands>(args, mine);
+    Real q[sf_max_heads][tile], inverse_norm[tile];
+    for (;;) {
+      const int64_t index = __atomic_fetch_add(&next_tile, 1, __ATOMIC_RELAXED);
+      if (index >= tiles) return;
+      const Tile t(args.pairs, index * tile, count, Operands::strip);
+      for (int64_t head = 0; head < args.heads; ++head)
+        forward<Operands, false>(args, weights.data + head * weights_of_head, head, t, kept,
+                                 inverse_norm, q[head]);
+      for (int64_t row = 0; row < t.rows; ++row) args.q[t.first + row] = reduce(args, q, row);
+    }
+  };
+  run_on_threads(threads, work);
+  return true;
+}
+
+// ---- gradient
+
+template <typename Real>
+void add_row(Real* to, const Real* row, int64_t width) {
+  for (int64_t j = 0; j < width; ++j) to[j] += row[j];
+}
+
+// pairs [begin, end), which this thread alone writes the gradients of
+template <typename Real>
+struct GradScratch {
+  Activations<Real> kept[sf_max_heads];
+  Real inverse_norm[sf_max_heads][tile];
+  Real* delta[2];
+};
+
+template <typename Real>
+void backward(const SfEvaluate<Real>& args, const Real* weights, const Real* transposed,
+              int64_t begin, int64_t end, int64_t split, GradScratch<Real>& scratch) {
+  const int64_t states = args.pairs.states(), latents = args.pairs.latents();
+  const int64_t hidden = args.hidden, weights_of_head = weights_size<Full<Real>>(args);
+  for (int64_t first = begin; first < end; first += tile) {
+    const Tile t(args.pairs, first, end, Full<Real>::strip);
+    Real q[sf_max_heads][tile];
+    for (int64_t head = 0; head < args.heads; ++head)
+      forward<Full<Real>, true>(args, weights + head * weights_of_head, head, t,
+                                scratch.kept[head], scratch.inverse_norm[head], q[head]);
+
+    for (int64_t head = 0; head < args.heads; ++head) {
+      const Activations<Real>& kept = scratch.kept[head];
+      Real *delta = scratch.delta[0], *before = scratch.delta[1];
+      const int64_t last = args.layers - 1, read = args.layer[last].out;
+      for (int64_t row = 0; row < t.padded; ++row) {
+        Real grad = 0;  // of rows past the end
+        if (row < t.rows) {
+          Real share = 1 / static_cast<Real>(args.heads);
+          if (args.heads == 2) {
+            const Real gap = q[head][row] - q[1 - head][row];
+            share -= static_cast<Real>(args.pessimism) * static_cast<Real>((gap > 0) - (gap < 0));
+          }
+          grad = args.grad_q[t.first + row] * share;
+          args.grad_head[head * args.pairs.count() + t.first + row] = grad;
+        }
+        const Real* y = kept.at[last + 1] + row * read;
+        const Real* readout = args.readout + (head * latents + t.latent[row]) * read;
+        for (int64_t j = 0; j < read; ++j) delta[row * read + j] = y[j] > 0 ? grad * readout[j] : 0;
+        if (row < t.rows) {
+          Real* to = args.grad_readout +
+                     ((split * args.heads + head) * latents + t.latent[row]) * read;
+          for (int64_t j = 0; j < read; ++j) to[j] += grad * y[j];
+        }
+      }
+
+      const Real* weight = transposed + (head + 1) * weights_of_head;
+      for (int64_t l = last; l >= 0; --l) {
+        const Layer<Real>& layer = args.layer[l];
+        if (layer.by_state)
+          for (int64_t row = 0; row < t.rows; ++row)
+            add_row(layer.grad_addend + (head * states + t.state[row]) * layer.out,
+                    delta + row * layer.out, layer.out);
+        weight -= layer.in * layer.out;
+        const Real* input = kept.at[l];
+        product<Full<Real>>(
+            delta, t.padded, layer.out, layer.in, weight,
+            [&](int64_t row, int64_t column, Vector<Real> left, Vector<Real> right) {
+              const int64_t at = row * layer.in + column;
+              if (l > 0) {  // through the rectifier that made the input
+                left = load(input + at) > 0 ? left : Vector<Real>{};
+                right = load(input + at + lanes<Real>) > 0 ? right : Vector<Real>{};
+              }
+              store(before + at, left);
+              store(before + at + lanes<Real>, right);
+            });
+        Real* swap = delta;
+        delta = before;
+        before = swap;
+      }
+
+      // through tanh and the normalisation
+      for (int64_t row = 0; row < t.rows; ++row) {
+        const Real factor = scratch.inverse_norm[head][row];
+        const Real* a = kept.at[0] + row * hidden;
+        const Real* scale = args.scale + head * hidden;
+        const Real* state = args.state + (head * states + t.state[row]) * hidden;
+        const Real* latent = args.latent + (head * latents + t.latent[row]) * hidden;
+        Real* grad = delta + row * hidden;
+        Vector<Real> along{};
+        for (int64_t j = 0; j < hidden; j += lanes<Real>) {
+          const Vector<Real> y = load(a + j);
+          const Vector<Real> g = load(grad + j) * (1 - y * y) * load(scale + j);
+          store(grad + j, g);
+          along += g * (load(state + j) + load(latent + j));
+        }
+        const Real slope =
+            sum<Real>(along) * factor * factor / static_cast<Real>(args.hidden_used);
+        for (int64_t j = 0; j < hidden; j += lanes<Real>) {
+          const Vector<Real> x = load(state + j) + load(latent + j);
+          store(grad + j, (load(grad + j) - x * slope) * factor);
+        }
+        add_row(args.grad_state + (head * states + t.state[row]) * hidden, grad, hidden);
+        add_row(args.grad_latent +
+                    ((split * args.heads + head) * latents + t.latent[row]) * hidden,
+                grad, hidden);
+      }
+    }
+  }
+}
+
+template <typename Real>
+bool gradient(const SfEvaluate<Real>& args, int threads) {
+  const Pairs& pairs = args.pairs;
+  // a job: some whole groups, or one of the blocks of states that a group is cut into
+  const int64_t of_group = pairs.B * pairs.K;
+  const int64_t groups_of_job = args.splits > 1 ? 1 : max(1, tile / max(1, of_group));
+  const int64_t block = blocks(pairs.B, args.splits) * pairs.K;
+  const int64_t jobs = blocks(pairs.groups, groups_of_job) * args.splits;
+  threads = static_cast<int>(max(1, min(threads, jobs)));
+
+  int64_t widest = args.hidden;
+  for (int64_t l = 0; l < args.layers; ++l) widest = max(widest, args.layer[l].out);
+  const int64_t kept_size = activations_size<Full<Real>>(args);
+  const int64_t scratch_size = args.heads * kept_size + 2 * tile * widest;
+  const int64_t all_weights = args.heads * weights_size<Full<Real>>(args);
+  Buffer<Real> weights(all_weights), transposed(all_weights), buffer(threads * scratch_size);
+  if (!weights.data || !transposed.data || !buffer.data) return false;
+  pack_weights<Full<Real>>(args, false, weights.data);
+  pack_weights<Full<Real>>(args, true, transposed.data);
+
+  int64_t next_job = 0, next_scratch = 0;
+  auto work = [&] {
+    Real* mine = buffer.data +
+                 __atomic_fetch_add(&next_scratch, 1, __ATOMIC_RELAXED) * scratch_size;
+    GradScratch<Real> scratch;
+    for (int64_t head = 0; head < args.heads; ++head)
+      scratch.kept[head] = place_activations<Full<Real>>(args, mine + head * kept_size);
+    for (int64_t i = 0; i < 2; ++i)
+      scratch.delta[i] = mine + args.heads * kept_size + i * tile * widest;
+    for (;;) {
+      const int64_t job = __atomic_fetch_add(&next_job, 1, __ATOMIC_RELAXED);
+      if (job >= jobs) return;
+      const int64_t split = job % args.splits, group = job / args.splits * groups_of_job;
+      const int64_t begin = group * of_group + split * block;
+      const int64_t groups = min(groups_of_job, pairs.groups - group);
+      const int64_t end = args.splits > 1 ? min(begin + block, (group + 1) * of_group)
+                                          : begin + groups * of_group;
+      backward(args, weights.data, transposed.data, begin, end, split, scratch);
+    }
+  };
+  run_on_threads(threads, work);
+  return true;
+}
+
+}  // namespace
+
+bool sf_evaluate(const SfEvaluate<float>& args, bool half, int threads) {
+  if (half) return evaluate<Half>(args, threads);
+  return evaluate<Single>(args, threads);
+}
+bool sf_evaluate(const SfEvaluate<double>& args, bool, int threads) {
+  return evaluate<Full<double>>(args, threads);
+}
+bool sf_evaluate_grad(const SfEvaluate<float>& args, int threads) {
+  return gradient(args, threads);
+}
+bool sf_evaluate_grad(const SfEvaluate<double>& args, int threads) {
+  return gradient(args, threads);
+}
+
+}  // namespace bfmpipe::BFMPIPE_INSTRUCTION_SET
