@@ -128,6 +128,7 @@ rule probe:
         config=rules.pretrain.output.config,
         weights=rules.pretrain.output.weights,
         dataset=rules.collect.output.dataset,
+        latents=rules.infer.output.latents,
     output:
         scores=f"{MODEL}/probe.parquet",
     log:
@@ -140,7 +141,8 @@ rule probe:
         model=subpath(input.config, parent=True),
     shell:
         "bfmpipe probe --cfg {params.cfg:q} --model {params.model}"
-        " --dataset {input.dataset} --scores {output.scores} 2>&1 | tee -a {log}"
+        " --dataset {input.dataset} --latents {input.latents}"
+        " --scores {output.scores} 2>&1 | tee -a {log}"
 
 
 rule adapt:

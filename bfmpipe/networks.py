@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from bfmpipe.kernels import Embedding, Linear, Network
+
 Architecture = Literal["concatenated", "two_embeddings"]
 
 
@@ -40,6 +42,10 @@ class ParallelLinear(nn.Module):
         for head in self.weight:
             nn.init.orthogonal_(head.data.t())
 
+    def layer(self) -> Linear:
+        """The layer as the kernels take it."""
+        return Linear(self.weight, self.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output, (heads, n, out)."""
         return torch.baddbmm(self.bias, x.expand(len(self.weight), -1, -1), self.weight)
@@ -67,6 +73,14 @@ def _embedding(heads: int, in_features: int, hidden: int, out_features: int) -> 
         ParallelLinear(heads, hidden, out_features),
         nn.ReLU(),
     )
+
+
+def _layers_of_embedding(embedding: nn.Sequential) -> Embedding:
+    first, norm, _, second, _ = embedding
+    assert isinstance(first, ParallelLinear)
+    assert isinstance(norm, ParallelLayerNorm)
+    assert isinstance(second, ParallelLinear)
+    return Embedding(first.layer(), norm.weight, norm.bias, second.layer())
 
 
 class ConditionedMap(nn.Module):
@@ -123,6 +137,14 @@ class ConditionedMap(nn.Module):
             right_half = self.right(torch.cat([obs, *rest], dim=-1))
             hidden = torch.cat([left_half, right_half], dim=-1)
         return self.out(self.trunk(hidden))
+
+    def layers(self) -> Network:
+        """The map as sf_evaluate takes it: of obs, z (here left) and action (right)."""
+        if self.concatenated:
+            return Network(_layers_of_embedding(self.trunk), None, (), self.out.layer())
+        trunk = tuple(layer.layer() for layer in self.trunk if isinstance(layer, ParallelLinear))
+        left, right = (_layers_of_embedding(e) for e in (self.left, self.right))
+        return Network(left, right, trunk, self.out.layer())
 
 
 class BackwardMap(nn.Module):

@@ -190,7 +190,7 @@ RETURN = "    return sqrt_2\n"
         ("adaptation/off_policy.py", OFF_POLICY),
         ("data/persistent_random.py", {"collect"}),
         ("stages/collect.py", {"collect"}),
-        ("stages/infer.py", {"infer", *ADAPTATIONS}),
+        ("stages/infer.py", {"infer", "probe", *ADAPTATIONS}),
         ("stages/probe.py", {"probe"}),
         ("stages/adapt.py", ADAPTATIONS),
     ],

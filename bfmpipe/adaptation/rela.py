@@ -133,10 +133,8 @@ class Method(OffPolicyMethod):
     def _base(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
         if self.config.base_latent == "initial":
             z = self.problem.z
-        tasks, n, _ = obs.shape
-        z, w = (x[:, None].expand(-1, n, -1).flatten(0, 1) for x in (z, self.problem.w))
-        values = self.problem.model.q(obs.flatten(0, 1), action.flatten(0, 1), z, w)
-        return values.unflatten(0, (tasks, n))
+        z, w = z[:, None], self.problem.w[:, None]
+        return self.problem.model.q_pairs(obs, action, z, w).squeeze(-1)
 
     def _residual(self, critic: nn.Module, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
         parts = [self.problem.model.normalise(obs), action]

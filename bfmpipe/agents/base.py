@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bfmpipe.config import Config
+from bfmpipe.kernels import Network, sf_evaluate, sf_evaluate_rows
 from bfmpipe.networks import project_z
 
 
@@ -61,13 +62,48 @@ class Model(nn.Module, ABC):
     def psi(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
         """Successor features (heads, n, d)."""
 
+    def psi_layers(self) -> Network | None:
+        """The layers of psi(s, a, z) = psi_scale * layers(psi_obs(s), z, a), for the kernels.
+
+        None where psi is not made of such layers: then values go through psi itself.
+        """
+        return None
+
+    def psi_obs(self, obs: Tensor) -> Tensor:
+        """What psi's layers read of raw observations (..., obs_dim)."""
+        return self.normalise(obs)
+
+    @property
+    def psi_scale(self) -> float:
+        """See psi_layers."""
+        return 1.0
+
     @abstractmethod
     def actor(self, obs: Tensor, z: Tensor) -> Tensor:
         """The deterministic policy's actions (n, action_dim)."""
 
     def q(self, obs: Tensor, action: Tensor, z: Tensor, w: Tensor) -> Tensor:
         """Values psi(s, a, z)^T w, the mean over heads, (n,); w is (n, d) or (d,)."""
-        return (self.psi(obs, action, z).mean(0) * w).sum(-1)
+        layers = self.psi_layers()
+        if layers is None:
+            return (self.psi(obs, action, z).mean(0) * w).sum(-1)
+        w = self.psi_scale * w.expand_as(z)
+        return sf_evaluate_rows(layers, self.psi_obs(obs), action, z, w)
+
+    def q_pairs(self, obs: Tensor, action: Tensor, z: Tensor, w: Tensor) -> Tensor:
+        """Values (..., B, K) of all pairs of a state and action with a latent.
+
+        obs (..., B, obs_dim), action (..., B, action_dim), z and w (..., K, d), with the same
+        leading axes. What depends on the state or the latent alone is computed once.
+        """
+        layers = self.psi_layers()
+        if layers is None:
+            B, K = obs.shape[-2], z.shape[-2]
+            rows = [x.unsqueeze(-2).expand(*x.shape[:-1], K, -1) for x in (obs, action)]
+            rows += [x.unsqueeze(-3).expand(*x.shape[:-2], B, -1, -1) for x in (z, w)]
+            flat = (x.reshape(-1, x.shape[-1]) for x in rows)
+            return self.q(*flat).view(rows[0].shape[:-1])
+        return sf_evaluate(layers, self.psi_obs(obs), action, z, self.psi_scale * w)
 
     def sample_z(self, n: int, generator: torch.Generator) -> Tensor:
         """n latents (n, d), uniform on the sphere."""

@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bfmpipe.agents import base
+from bfmpipe.kernels import Network
 from bfmpipe.networks import (
     Actor,
     Architecture,
@@ -129,13 +130,13 @@ class Model(base.Model):
         }
 
     def encode(self, obs: Tensor, reader: Literal["forward", "backward", "actor"]) -> Tensor:
-        """What one of the networks reads of a raw observation (n, obs_dim)."""
+        """What one of the networks reads of raw observations (..., obs_dim)."""
         obs = self.normalise(obs)
-        read = obs[:, self.backward_obs] if reader == "backward" else obs
+        read = obs[..., self.backward_obs] if reader == "backward" else obs
         octaves = self._octaves()[reader]
         if not octaves or not self.config.wave_obs:
             return read
-        return torch.cat([read, waves(obs[:, list(self.config.wave_obs)], octaves)], dim=-1)
+        return torch.cat([read, waves(obs[..., list(self.config.wave_obs)], octaves)], dim=-1)
 
     def phi(self, obs: Tensor) -> Tensor:
         """B(s), (n, d)."""
@@ -143,8 +144,20 @@ class Model(base.Model):
 
     def psi(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
         """F(s, a, z), (heads, n, d), counted a control step."""
-        per_step = (1 - self.discount**self.config.stride) / (1 - self.discount)
-        return per_step * self.forward_map(self.encode(obs, "forward"), z, action)
+        return self.psi_scale * self.forward_map(self.psi_obs(obs), z, action)
+
+    def psi_layers(self) -> Network:
+        """Those of F."""
+        return self.forward_map.layers()
+
+    def psi_obs(self, obs: Tensor) -> Tensor:
+        """What F reads of raw observations (..., obs_dim)."""
+        return self.encode(obs, "forward")
+
+    @property
+    def psi_scale(self) -> float:
+        """From a transition of `stride` steps to one control step."""
+        return (1 - self.discount**self.config.stride) / (1 - self.discount)
 
     def actor(self, obs: Tensor, z: Tensor) -> Tensor:
         """pi(s, z), (n, action_dim)."""

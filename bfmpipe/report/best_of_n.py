@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from bfmpipe.report import style
 from bfmpipe.report.rows import Columns, count, distinct, one, select
 from bfmpipe.report.runs import ZERO_SHOT
-from bfmpipe.report.tabulation import BEST_OF_N, RANDOM
+from bfmpipe.report.tabulation import BEST_OF_N, PREDICTED, RANDOM
 
 _GOLDEN = 0.6180339887  # index -> even jitter, the same at every drawing
 
@@ -53,8 +53,8 @@ def _column(axes, x: float, probe: Columns, curves: Columns, method: str) -> Non
     latents = select(probe, policy="latent")
     jitter = ((latents["index"] * _GOLDEN) % 1 - 0.5) * 0.62
     axes.plot(x + jitter, latents["mean"], **_LATENTS)
-    marks = {RANDOM: select(probe, policy="random"), BEST_OF_N: select(probe, policy="best")}
-    for policy, row in marks.items():
+    for policy, name in ((RANDOM, "random"), (BEST_OF_N, "best"), (PREDICTED, "predicted")):
+        row = select(probe, policy=name)
         if count(row):
             axes.plot(x, one(row, "mean"), **_MARKS[policy])
     for name in dict.fromkeys((ZERO_SHOT, method)):
@@ -72,6 +72,7 @@ def _handles(probe: Columns, method: str) -> list[Line2D]:
     shown = [(_LATENTS, f"each of the {numbers[0]} latents")]
     shown += [(_MARKS[RANDOM], style.name(RANDOM)), (_mark(ZERO_SHOT), style.name(ZERO_SHOT))]
     shown += [(_MARKS[BEST_OF_N], "best of them, scored anew")]
+    shown += [(_MARKS[PREDICTED], "best of them by the model's value")]
     if method not in ("", ZERO_SHOT):
         shown += [(_mark(method), f"{style.name(method)}, at the end")]
     return [Line2D([], [], **look, label=label) for look, label in shown]
@@ -100,6 +101,15 @@ _MARKS: dict[str, dict[str, Any]] = {
         "ms": 6,
         "color": style.PINK,
         "mec": "white",
+        "zorder": 5,
+    },
+    PREDICTED: {
+        "ls": "",
+        "marker": "D",
+        "ms": 6,
+        "mfc": "none",
+        "mec": style.PINK,
+        "mew": 1.4,
         "zorder": 5,
     },
 }

@@ -24,7 +24,8 @@ CAPTIONS = {
         "Each dot is the return of one latent drawn from the data, each column one seed, by rising "
         "number. Dots above the black bar are policies that the model holds and that inference "
         "missed. The diamond is the best dot scored again on the evaluation's start states, so "
-        "that it is not flattered by the choice.",
+        "that it is not flattered by the choice. The open diamond is the dot that the model itself "
+        "values most: no environment step was spent to find it.",
     ),
     "trajectories": (
         "Paths through the maze",

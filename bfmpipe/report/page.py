@@ -211,8 +211,8 @@ def _tables(results: Results) -> Iterable[Markup]:
         yield tag("h3", "Zero-shot among the model's other latents")
         yield html.table(
             (
-                *("", "task", "random policy", "zero-shot", "best of N", "N"),
-                "percentile of zero-shot, each seed",
+                *("", "task", "random policy", "zero-shot", "best of N", "by its value", "N"),
+                *("percentile of zero-shot, each seed", "values order returns, each seed"),
             ),
             _latents(results),
             words=2,
@@ -220,7 +220,9 @@ def _tables(results: Results) -> Iterable[Markup]:
         yield tag(
             "p",
             "Means over the seeds. The percentile is the share of the N latents that score below "
-            "zero-shot; 100 means that no other latent is better.",
+            "zero-shot; 100 means that no other latent is better. “By its value” is the one that "
+            "the model itself values most at the start states, before any episode; the last column "
+            "is the rank correlation of those values with the returns of the N.",
             class_="note",
         )
 
@@ -283,9 +285,10 @@ def _latents(results: Results) -> Iterable[tuple[str, ...]]:
         yield (
             _title(results, (domain, agent, family)),
             style.words(task),
-            *(number(rows[name].mean()) for name in ("random", "zero_shot", "best")),
+            *(number(rows[name].mean()) for name in ("random", "zero_shot", "best", "predicted")),
             number(rows["latents"].max(), 0),
             ", ".join(number(value, 0) for value in rows["percentile"].tolist()),
+            ", ".join(number(value, 2) for value in rows["value_correlation"].tolist()),
         )
 
 

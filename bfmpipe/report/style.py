@@ -28,6 +28,7 @@ _METHODS: dict[str, tuple[str, str, Any]] = {
     "rela": ("ReLA", ORANGE, "-"),
     "td3": ("TD3", GREEN, "-"),
     "best-of-N": ("best of N latents", PINK, "-"),
+    "best-of-N-by-value": ("best of N by its value", PINK, "--"),
     "lola-a": ("LoLA-A", BLUE, "-."),
     "rela-a": ("ReLA-A", ORANGE, "-."),
     "td3-scratch": ("TD3 from scratch", GREEN, "-."),

@@ -13,6 +13,7 @@ import numpy as np
 
 from bfmpipe.metrics.adaptation import area_under_curve, improvement, initial_drop, monotonicity
 from bfmpipe.metrics.aggregate import Axes, iqm, probability_of_improvement
+from bfmpipe.metrics.correlation import rank_correlation
 from bfmpipe.report.rows import Columns, count, distinct, one, select
 from bfmpipe.report.runs import ZERO_SHOT, Runs, gather, gather_like
 from bfmpipe.types import Array, UserError
@@ -20,7 +21,7 @@ from bfmpipe.types import Array, UserError
 Interval = Callable[..., tuple[Array, Array]]
 Table = dict[str, list[Any]]
 
-RANDOM, BEST_OF_N = "random", "best-of-N"
+RANDOM, BEST_OF_N, PREDICTED = "random", "best-of-N", "best-of-N-by-value"
 _NOWHERE = float("nan")
 
 
@@ -81,7 +82,7 @@ def aggregate(curves: Columns, interval: Interval) -> Table:
 
 
 def summary(curves: Columns, probe: Columns, interval: Interval) -> Table:
-    """One row a method and family, and where there is a probe, for `random` and `best-of-N`.
+    """One row a method and family, and where there is a probe, one for each policy of it.
 
     - zero_shot_*, final_*: IQM over seeds and tasks with its interval, and the mean.
     - improvement: of the mean, in % of zero-shot's, with the interval of that ratio (a run's
@@ -117,8 +118,9 @@ def best_of(curves: Columns, probe: Columns) -> Table:
     """The zero-shot latent among the N data-derived ones, one row a seed and task.
 
     `rank` 1 is best, of the N + 1; `percentile` is the share of the N below zero-shot (ties count
-    half). The N are scored on the selection's start states, zero-shot and `best` on the
-    evaluation's.
+    half). `value_correlation` is the rank correlation of the model's own values of the N with their
+    returns. The N are scored on the selection's start states, zero-shot, `best` and `predicted` on
+    the evaluation's.
     """
     table: Table = defaultdict(list)
     keys = ("domain", "agent", "family", "task", "seed")
@@ -129,12 +131,14 @@ def best_of(curves: Columns, probe: Columns) -> Table:
         if count(zero_shot) == 0:
             raise UserError(f"{', '.join(map(str, key))}: probed, but without a {ZERO_SHOT} run")
         reached = zero_shot["mean"][0]
-        latents = select(rows, policy="latent")["mean"]
+        of_latents = select(rows, policy="latent")
+        latents = of_latents["mean"]
         for name, value in place.items():
             table[name].append(value)
         table["zero_shot"].append(reached)
-        table["random"].append(one(select(rows, policy="random"), "mean"))
-        table["best"].append(one(select(rows, policy="best"), "mean"))
+        for policy in ("random", "best", "predicted"):
+            table[policy].append(one(select(rows, policy=policy), "mean"))
+        table["value_correlation"].append(rank_correlation(of_latents["value"], latents))
         table["latents"].append(len(latents))
         table["rank"].append(1 + int((latents > reached).sum()))
         below = (latents < reached).mean() + (latents == reached).mean() / 2
@@ -208,7 +212,11 @@ def _probed(probe: Columns, base: Runs, where: str) -> list[tuple[str, Array, fl
     latents = select(probe, policy="latent")
     spent = latents["episodes"].sum() / (len(base.seeds) * len(base.tasks))
     found = []
-    for policy, name, episodes in (("random", RANDOM, 0.0), ("best", BEST_OF_N, float(spent))):
+    for policy, name, episodes in (
+        ("random", RANDOM, 0.0),
+        ("best", BEST_OF_N, float(spent)),
+        ("predicted", PREDICTED, 0.0),
+    ):
         rows = select(probe, policy=policy)
         scores = {
             (seed, task): mean

@@ -70,7 +70,9 @@ SCHEMAS = {
         **_PLACE,
         "task": pa.string(),
         "seed": pa.int32(),
-        **dict.fromkeys(("zero_shot", "random", "best"), pa.float64()),
+        **dict.fromkeys(
+            ("zero_shot", "random", "best", "predicted", "value_correlation"), pa.float64()
+        ),
         "latents": pa.int32(),
         "rank": pa.int32(),
         "percentile": pa.float64(),
@@ -93,7 +95,7 @@ def tabulate(
     evaluated = _read(adaptation, "adaptation", names)
     if not distinct(evaluated, "method"):
         raise UserError("no tables of adaptation were given, so there is nothing to tabulate")
-    names = (*_PLACE, "task", "seed", "policy", "index", "mean", "episodes")
+    names = (*_PLACE, "task", "seed", "policy", "index", "value", "mean", "episodes")
     probed = _read(probe, "probe", names)
 
     points = tabulation.curves(evaluated)

@@ -157,9 +157,12 @@ def test_rela_starts_exactly_at_the_frozen_q():
     method = make("rela", problem)
     obs, action = torch.rand(2, 9, 4), torch.rand(2, 9, 2)
     q = method.q(obs, action, problem.z)
+    model = problem.model
+    frozen = model.q_pairs(obs, action, problem.z[:, None], problem.w[:, None])[..., 0]
+    assert torch.equal(q, frozen[:, None].expand(-1, 2, -1))
     for t in range(2):
-        frozen = problem.model.q(obs[t], action[t], problem.z[t].expand(9, -1), problem.w[t])
-        assert torch.equal(q[t], frozen.expand(2, -1))
+        rows = model.q(obs[t], action[t], problem.z[t].expand(9, -1), problem.w[t])
+        torch.testing.assert_close(frozen[t], rows)
 
 
 def test_rela_first_targets_are_the_bellman_residual():

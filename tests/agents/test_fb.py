@@ -222,3 +222,17 @@ def test_stride_counts_values_per_control_step():
 def test_projection():
     x = torch.randn(3, 5)
     torch.testing.assert_close(project_z(x).norm(dim=-1), torch.full((3,), 5**0.5))
+
+
+@pytest.mark.parametrize("architecture", ["concatenated", "two_embeddings"])
+def test_values_are_those_of_psi(architecture):
+    settings = {"wave_obs": (0, 1), "forward_octaves": 2, "stride": 4, "trunk_layers": 2}
+    config = fb.Config(z_dim=6, hidden_dim=16, architecture=architecture, **settings)
+    model = fb.Model(config, obs_dim=4, action_dim=2).requires_grad_(False)
+    obs, action, z, w = (torch.randn(5, n) for n in (4, 2, 6, 6))
+    psi = model.psi(obs, action, z).mean(0)
+    torch.testing.assert_close(model.q(obs, action, z, w), (psi * w).sum(-1))
+    torch.testing.assert_close(model.q(obs, action, z, w[0]), psi @ w[0])
+    pairs = model.q_pairs(obs, action, z, w)
+    assert pairs.shape == (5, 5)
+    torch.testing.assert_close(pairs.diagonal(), (psi * w).sum(-1))

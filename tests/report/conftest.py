@@ -18,6 +18,7 @@ STARTS = {
     ("precise", "reach_top_left"): 10.0,
     ("precise", "reach_bottom_right"): 20.0,
 }
+VALUES = (0.0, 3.0, 2.0, 1.0)  # what the model expects of the latents: it swaps the best two
 SHAPES = {"zero-shot": [0], "lola": [0, 10, 20, 20, 30], "rela": [0, -5, 10, 0, 10]}
 
 
@@ -55,12 +56,13 @@ def make_probe():
         for seed in seeds:
             for (family, task), start in starts.items():
                 place = ("maze", "fb", seed, family, task)
-                rows.append((*place, "random", 0, 1.0, 2))
+                rows.append((*place, "random", 0, np.nan, 1.0, 2))
                 for i, mean in enumerate((0.0, start, start + 20, 5.0)):
-                    rows.append((*place, "latent", i, mean, 3))
-                rows.append((*place, "best", 2, start + 15, 2))
-        names = ("domain", "agent", "seed", "family", "task", "policy", "index", "mean", "episodes")
-        return columns(names, rows)
+                    rows.append((*place, "latent", i, VALUES[i], mean, 3))
+                rows.append((*place, "best", 2, VALUES[2], start + 15, 2))
+                rows.append((*place, "predicted", 1, VALUES[1], start - 5, 2))
+        names = ("domain", "agent", "seed", "family", "task", "policy", "index", "value", "mean")
+        return columns((*names, "episodes"), rows)
 
     return make
 

@@ -101,6 +101,9 @@ def test_summary_of_what_has_no_curve(tables):
     assert one(best, "improvement") == pytest.approx(100 * 14.5 / 50.5)
     assert one(best, "episodes") == 4 * 3
     assert one(best, "env_steps") == 4 * 3 * 100
+    predicted = select(tables["summary"], **REACH, method="best-of-N-by-value")
+    assert one(predicted, "final_mean") == 45  # 55 and 35
+    assert one(predicted, "episodes") == 0
     random = select(tables["summary"], **REACH, method="random")
     assert one(random, "final_iqm") == 1
     assert one(random, "improved") == 0
@@ -125,13 +128,17 @@ def test_best_of_by_hand(tables):
     assert [one(by_seed[seed], "rank") for seed in (0, 1)] == [2, 2]
     assert one(by_seed[1], "zero_shot") == 61
     assert (one(by_seed[0], "random"), one(by_seed[0], "best")) == (1, 75)
+    assert one(by_seed[0], "predicted") == 55
+    # ranks 0, 3, 2, 1 of the values and 0, 2, 3, 1 of the returns: 1 - 6 * 2 / (4 * 15)
+    assert one(by_seed[0], "value_correlation") == pytest.approx(0.8)
     assert one(by_seed[0], "latents") == 4
 
 
 def test_order_is_that_of_the_configuration(tables):
     assert distinct(tables["summary"], "family") == ["reach", "precise"]
     reach = select(tables["summary"], **REACH)
-    assert distinct(reach, "method") == ["zero-shot", "lola", "rela", "random", "best-of-N"]
+    probed = ["random", "best-of-N", "best-of-N-by-value"]
+    assert distinct(reach, "method") == ["zero-shot", "lola", "rela", *probed]
 
 
 def test_without_probes(tables):

@@ -50,7 +50,7 @@ _TYPES = {
     **dict.fromkeys(("env_steps", "update"), pa.int64()),
     "alarm": pa.bool_(),
     **dict.fromkeys(
-        ("cosine", "mean", "standard_error", "fb_loss", "ortho_loss", "q"), pa.float64()
+        ("cosine", "value", "mean", "standard_error", "fb_loss", "ortho_loss", "q"), pa.float64()
     ),
 }
 
@@ -80,11 +80,12 @@ def _probe(directory, seed):
     rows = []
     for (family, task), start in STARTS.items():
         place = (DOMAIN, AGENT, seed, family, task)
-        rows.append((*place, "random", 0, 1.0, 0.5, 2))
-        for i, mean in enumerate((0.0, start, start + 20, 5.0)):
-            rows.append((*place, "latent", i, mean, 0.5, 3))
-        rows.append((*place, "best", 2, start + 15, 0.5, 2))
-    names = ("domain", "agent", "seed", "family", "task", "policy", "index", "mean")
+        rows.append((*place, "random", 0, np.nan, 1.0, 0.5, 2))
+        for i, (value, mean) in enumerate(((0, 0.0), (3, start), (2, start + 20), (1, 5.0))):
+            rows.append((*place, "latent", i, float(value), mean, 0.5, 3))
+        rows.append((*place, "best", 2, 2.0, start + 15, 0.5, 2))
+        rows.append((*place, "predicted", 1, 3.0, start - 5, 0.5, 2))
+    names = ("domain", "agent", "seed", "family", "task", "policy", "index", "value", "mean")
     columns = _table((*names, "standard_error", "episodes"), rows)
     types = {**_TYPES, "episodes": pa.int32()}
     return _write(directory / f"probe-{seed}.parquet", "probe", columns, types, {"seed": seed})

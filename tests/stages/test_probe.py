@@ -16,6 +16,7 @@ KINDS = {
     "task": pa.string(),
     "policy": pa.string(),
     "index": pa.int32(),
+    "value": pa.float64(),
     "mean": pa.float64(),
     "standard_error": pa.float64(),
     "episodes": pa.int32(),
@@ -25,7 +26,8 @@ TASKS = ("reach_top_left", "reach_bottom_right")
 
 def probe(tiny, path, **changed):
     settings = tiny.settings("probe", **changed)
-    tiny.run("probe", settings=settings, model=tiny.model, dataset=tiny.dataset, scores=path)
+    files = {"model": tiny.model, "dataset": tiny.dataset, "latents": tiny.latents}
+    tiny.run("probe", settings=settings, **files, scores=path)
     return read_table(path, "probe")[0]
 
 
@@ -51,9 +53,9 @@ def test_every_task_has_random_best_and_all_latents(scores):
     for task in TASKS:
         rows = [row[1:] for row in found if row[0] == task]
         policies = [policy for policy, _ in rows]
-        assert policies == ["random", "best", *["latent"] * 5]
+        assert policies == ["random", "best", "predicted", *["latent"] * 5]
         assert [index for policy, index in rows if policy == "latent"] == list(range(5))
-    assert len(found) == 2 * 7
+    assert len(found) == 2 * 8
 
 
 def test_the_best_is_the_latent_of_the_highest_mean_at_selection(scores):
@@ -62,6 +64,16 @@ def test_the_best_is_the_latent_of_the_highest_mean_at_selection(scores):
         latents = scores["mean"][here & (scores["policy"] == "latent")]
         (best,) = scores["index"][here & (scores["policy"] == "best")]
         assert best == latents.argmax()
+
+
+def test_the_predicted_one_is_the_latent_of_the_highest_value(scores):
+    for task in TASKS:
+        here = scores["task"] == task
+        values = scores["value"][here & (scores["policy"] == "latent")]
+        predicted = here & (scores["policy"] == "predicted")
+        assert scores["index"][predicted] == values.argmax()
+        assert scores["value"][predicted] == values.max()
+    assert np.isnan(scores["value"][scores["policy"] == "random"]).all()
 
 
 def test_selection_and_evaluation_have_episodes_of_their_own(scores):

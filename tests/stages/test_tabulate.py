@@ -25,7 +25,7 @@ def test_numbers_arrive(results):
         (family, method): i
         for i, (family, method) in enumerate(zip(summary["family"], summary["method"], strict=True))
     }
-    assert len(rows) == 2 * 5
+    assert len(rows) == 2 * 6
     lola, td3 = rows["reach", "lola"], rows["reach", "td3"]
     assert summary["final_mean"][lola] == 90.5
     assert summary["improvement"][lola] == pytest.approx(100 * 30 / 60.5)
