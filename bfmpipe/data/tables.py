@@ -18,7 +18,7 @@ from bfmpipe.files import replacing
 from bfmpipe.types import Array, UserError
 
 _KEY = b"bfmpipe"
-_PACKAGES = ("bfmpipe", "mujoco", "numpy", "pyarrow", "torch")
+_PACKAGES = ("bfmpipe", "dm_control", "mujoco", "numpy", "pyarrow", "torch")
 
 
 @dataclass(frozen=True)
