@@ -1,22 +1,23 @@
 """Time leave_one_out against torch on one CPU thread: python benchmarks/leave_one_out.py [cuda].
 
 Two forms in plain torch, both vectorised over the rollouts, stand against it: one weighted sum over
-time, and a loop over time. The table has the faster one. Microseconds a call, median of repeats.
+time, and a loop over time. The table has the faster one. Exits with 1 if the median ratio with
+terminations is below 8, or one size is slower.
 """
 
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
 
+from benchmarks.measuring import machine, table, time_alternately
 from bfmpipe.kernels import build_info, leave_one_out
 from bfmpipe.kernels.leave_one_out import LeaveOneOut
 
 # tasks, states, k, nstep
-CASES = [(1, 1, 16, 50), (1, 1, 256, 250), (1, 1, 4096, 250), (4, 10, 64, 100)]
+CASES = [(1, 1, k, nstep) for k in (16, 64, 256, 1024, 4096) for nstep in (50, 100, 250)]
+CASES += [(8, 8, 8, 50)]  # LoLA on the default profile
 D, DISCOUNT, SIGMA = 50, 0.98, 0.2
 
 
@@ -52,44 +53,48 @@ def in_torch(returns_of, reward, bootstrap, z, mu, *, sigma, discount, terminate
     return LeaveOneOut(returns, advantages, total / (sigma**2 * states * k))
 
 
-def microseconds(call: Callable[[], object], device: str, repeats: int = 30) -> float:
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    times = []
-    for _ in range(repeats + 5):
-        wait()
-        start = time.perf_counter()
-        call()
-        wait()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[5:]) * 1e6
-
-
-def main(device: str = "cpu") -> None:
+def main(device: str = "cpu") -> int:
     torch.set_num_threads(1)
-    print(f"{device}, torch {torch.__version__}, {build_info()}")
-    print("| tasks x states x k | nstep | ends | kernel, us | torch, us | ratio |")
-    print("|---|---|---|---|---|---|")
+    print(f"{machine(device)}; {build_info()}")
+    rows, ratios = [], {True: [], False: []}
     for tasks, states, k, nstep in CASES:
         reward = torch.randn(nstep, tasks, states, k, device=device)
         bootstrap = torch.randn(tasks, states, k, device=device)
         z = torch.randn(tasks, states, k, D, device=device)
         mu = torch.zeros(tasks, D, device=device)
-        for terminated in (None, torch.rand(reward.shape, device=device) < 0.01):
+        for ends in (True, False):
+            terminated = torch.rand(reward.shape, device=device) < 0.01 if ends else None
             arguments = {"sigma": SIGMA, "discount": DISCOUNT, "terminated": terminated}
-            kernel = partial(leave_one_out, reward, bootstrap, z, mu, **arguments)
-            forms = [
-                partial(in_torch, form, reward, bootstrap, z, mu, **arguments)
-                for form in (weighted_sum, loop)
-            ]
-            for form in forms:
-                torch.testing.assert_close(form(), kernel(), rtol=1e-3, atol=1e-3)
-            ours = microseconds(kernel, device)
-            best = min(microseconds(form, device) for form in forms)
-            print(
-                f"| {tasks} x {states} x {k} | {nstep} | {'yes' if terminated is not None else ''} "
-                f"| {ours:.0f} | {best:.0f} | {best / ours:.1f} |"
+            calls = {"kernel": partial(leave_one_out, reward, bootstrap, z, mu, **arguments)}
+            for form in (weighted_sum, loop):
+                call = partial(in_torch, form, reward, bootstrap, z, mu, **arguments)
+                torch.testing.assert_close(call(), calls["kernel"](), rtol=1e-3, atol=1e-3)
+                calls[form.__name__] = call
+            seconds = time_alternately(calls, block=0.01)
+            best = min(("weighted_sum", "loop"), key=lambda name: seconds[name].wall)
+            ours, theirs = seconds["kernel"], seconds[best]
+            ratios[ends].append(theirs.wall / ours.wall)
+            read = sum(x.nbytes for x in (reward, z, terminated) if x is not None)
+            rows.append(
+                (
+                    f"{tasks} x {states} x {k}",
+                    f"{nstep}",
+                    "yes" if ends else "",
+                    *(f"{1e6 * s:.1f}" for s in (ours.wall, ours.cpu, theirs.wall, theirs.cpu)),
+                    best.replace("_", " "),
+                    f"{theirs.wall / ours.wall:.1f}",
+                    f"{1e-9 * read / ours.wall:.1f}",
+                )
             )
+    head = ("tasks x states x k", "nstep", "ends", "kernel, us", "CPU", "torch, us", "CPU")
+    print(table((*head, "form", "ratio", "GB/s"), rows))
+    for ends, found in ratios.items():
+        print(
+            f"{'with' if ends else 'without'} terminations: median {statistics.median(found):.1f}, "
+            f"lowest {min(found):.1f}"
+        )
+    return int(statistics.median(ratios[True]) < 8 or min(ratios[True] + ratios[False]) < 1)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))

@@ -149,28 +149,29 @@ struct Parts {
   }
 
   // A panel's steps along the depth, in each the parts, in each two tiles. A tile's row has two
-  // rows of the matrix side by side, as the unit takes them.
+  // rows of the matrix side by side, as the unit takes them. Columns are neighbours: the gradient,
+  // which packs the transposed, has no use for this kind.
   static void pack(Matrix<float> matrix, int64_t depth, int64_t columns, Kept* to) {
+    const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
     for (int64_t first = 0; first < columns; first += panel<float>)
-      for (int64_t step_first = 0; step_first < depth; step_first += step)
-        for (int64_t part = 0; part < weight_parts; ++part)
-          for (int64_t column = first; column < first + panel<float>; column += side)
-            for (int64_t k = step_first; k < step_first + step; k += 2, to += step) {
-              alignas(64) float pairs[2 * side];
-              for (int64_t j = 0; j < side; ++j) {
-                pairs[2 * j] = matrix.at(k, column + j);
-                pairs[2 * j + 1] = matrix.at(k + 1, column + j);
-              }
-              __m512 left = _mm512_load_ps(pairs), right = _mm512_load_ps(pairs + side);
-              for (int64_t i = 0; i < part; ++i) {
-                split(left);
-                split(right);
-              }
-              if (part + 1 < weight_parts)
-                keep_part(to, split(left), split(right));
-              else
-                keep_part(to, left, right);
-            }
+      for (int64_t k = 0; k < depth; k += 2)
+        for (int64_t half = 0; half < 2; ++half) {
+          const float* pair = matrix.data + k * matrix.row_stride + first + half * side;
+          const __m512 even = _mm512_loadu_ps(pair);
+          const __m512 odd = _mm512_loadu_ps(pair + matrix.row_stride);
+          __m512 left = _mm512_permutex2var_ps(even, low, odd);
+          __m512 right = _mm512_permutex2var_ps(even, high, odd);
+          const int64_t at = first / panel<float> * (depth / step) + k / step;
+#pragma GCC unroll 4
+          for (int64_t part = 0; part < weight_parts; ++part) {
+            Kept* row = to + (((at * weight_parts + part) * 2 + half) * side + k % step / 2) * step;
+            if (part + 1 < weight_parts)
+              keep_part(row, split(left), split(right));
+            else
+              keep_part(row, left, right);
+          }
+        }
   }
 
   // tiles of step columns and all rows, in each step the parts
