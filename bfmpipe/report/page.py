@@ -211,7 +211,7 @@ def _tables(results: Results) -> Iterable[Markup]:
         yield tag("h3", "Zero-shot among the model's other latents")
         yield html.table(
             (
-                *("", "task", "random policy", "zero-shot", "best of N", "by its value", "N"),
+                *("", "task", "random policy", "zero-shot", "best of N", "best by value", "N"),
                 *("percentile of zero-shot, each seed", "values order returns, each seed"),
             ),
             _latents(results),
@@ -220,7 +220,7 @@ def _tables(results: Results) -> Iterable[Markup]:
         yield tag(
             "p",
             "Means over the seeds. The percentile is the share of the N latents that score below "
-            "zero-shot; 100 means that no other latent is better. “By its value” is the one that "
+            "zero-shot; 100 means that no other latent is better. “Best by value” is the one that "
             "the model itself values most at the start states, before any episode; the last column "
             "is the rank correlation of those values with the returns of the N.",
             class_="note",

@@ -19,6 +19,7 @@ P = ParamSpec("P")
 BLACK, GREY, LIGHT = "#1a1a1a", "#8a8a8a", "#d9d9d9"
 BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 AMBER, SKY = "#e69f00", "#56b4e9"
+PALE_PINK = "#ecc9dd"
 
 # method -> name in figures, colour, line; the order is that of legends.
 _METHODS: dict[str, tuple[str, str, Any]] = {
@@ -28,7 +29,7 @@ _METHODS: dict[str, tuple[str, str, Any]] = {
     "rela": ("ReLA", ORANGE, "-"),
     "td3": ("TD3", GREEN, "-"),
     "best-of-N": ("best of N latents", PINK, "-"),
-    "best-of-N-by-value": ("best of N by its value", PINK, "--"),
+    "best-of-N-by-value": ("best of N by value", PALE_PINK, "-"),
     "lola-a": ("LoLA-A", BLUE, "-."),
     "rela-a": ("ReLA-A", ORANGE, "-."),
     "td3-scratch": ("TD3 from scratch", GREEN, "-."),

@@ -84,7 +84,7 @@ def test_curves_aggregate(tables):
 def test_improvement(tables):
     figure = improvement.draw(tables["summary"])
     (axes,) = figure.axes
-    assert legend(figure) == ["LoLA", "ReLA", "best of N latents", "best of N by its value"]
+    assert legend(figure) == ["LoLA", "ReLA", "best of N latents", "best of N by value"]
     heights = [bar.get_height() for bar in axes.containers[0]]
     np.testing.assert_allclose(heights, [100 * 30 / 50.5, 100 * 30 / 15.5])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["reach", "precise"]
