@@ -48,16 +48,16 @@ inline void store_as(Real* to, V x) {
   std::memcpy(to, &x, sizeof x);
 }
 
-// returns of columns [begin, end) of the (tasks * states * k) columns: backwards over time,
+// returns of all (tasks * states * k) columns, backwards over time:
 // value = reward[t] + discount * value, where a termination at t drops what follows
 template <typename Real>
-void returns(const LeaveOneOut<Real>& args, int64_t begin, int64_t end) {
+void returns(const LeaveOneOut<Real>& args) {
   const int64_t columns = args.tasks * args.states * args.k;
   const Real discount = static_cast<Real>(args.discount);
   double value[tile];
   Real sums[tile], goes_on[tile];
-  for (int64_t first = begin; first < end; first += tile) {
-    const int64_t width = min(tile, end - first);
+  for (int64_t first = 0; first < columns; first += tile) {
+    const int64_t width = min(tile, columns - first);
     for (int64_t c = 0; c < width; ++c) value[c] = args.bootstrap[first + c];
 
     for (int64_t last = args.nstep; last > 0; last -= run_length) {
@@ -93,14 +93,14 @@ void returns(const LeaveOneOut<Real>& args, int64_t begin, int64_t end) {
   }
 }
 
-// advantages of groups [begin, end) of the (tasks * states) groups of k:
+// advantages of the (tasks * states) groups of k:
 // A_i = R_i - (sum_j R_j - R_i) / (k - 1)
 template <typename Real>
-void advantages(const LeaveOneOut<Real>& args, int64_t begin, int64_t end) {
+void advantages(const LeaveOneOut<Real>& args) {
   constexpr int64_t parts = 8;  // sums in a fixed order, so that they vectorise
   const int64_t k = args.k;
   const double scale = 1.0 / static_cast<double>(k - 1);
-  for (int64_t group = begin; group < end; ++group) {
+  for (int64_t group = 0; group < args.tasks * args.states; ++group) {
     const Real* returns = args.returns + group * k;
     double partial[parts] = {};
     int64_t i = 0;
@@ -115,15 +115,15 @@ void advantages(const LeaveOneOut<Real>& args, int64_t begin, int64_t end) {
   }
 }
 
-// score gradients of tasks [begin, end): the mean of A_i (z_i - mu) / sigma^2 over states and i
+// score gradient of each task: the mean of A_i (z_i - mu) / sigma^2 over states and i
 template <typename Real>
-void score_gradient(const LeaveOneOut<Real>& args, int64_t begin, int64_t end) {
+void score_gradient(const LeaveOneOut<Real>& args) {
   const int64_t rows = args.states * args.k, d = args.d;
   const double scale =
       rows ? 1.0 / (args.sigma * args.sigma * static_cast<double>(rows)) : 0.0;
   double total[tile];
   Real sums[tile];
-  for (int64_t task = begin; task < end; ++task) {
+  for (int64_t task = 0; task < args.tasks; ++task) {
     for (int64_t first = 0; first < d; first += tile) {
       const int64_t width = min(tile, d - first);
       const Real* mu = args.mu + task * d + first;
@@ -150,13 +150,12 @@ void score_gradient(const LeaveOneOut<Real>& args, int64_t begin, int64_t end) {
   }
 }
 
-// the three passes; within each, ranges are independent and can go to threads
+// One thread: small calls are over before another one has started, and large ones wait for memory.
 template <typename Real>
 void run(const LeaveOneOut<Real>& args) {
-  const int64_t groups = args.tasks * args.states;
-  returns(args, 0, groups * args.k);
-  advantages(args, 0, groups);
-  score_gradient(args, 0, args.tasks);
+  returns(args);
+  advantages(args);
+  score_gradient(args);
 }
 
 }  // namespace
