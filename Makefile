@@ -8,7 +8,7 @@ CORES ?= all
 INSTALLED := $(VENV)/.installed
 SOURCES := bfmpipe tests benchmarks
 
-.PHONY: run install test check lint types imports snakefmt format clean
+.PHONY: run install test sanitize check lint types imports snakefmt format clean
 .DEFAULT_GOAL := run
 
 run: install
@@ -26,6 +26,10 @@ $(INSTALLED): pyproject.toml constraints.txt $(shell find csrc -type f)
 
 test: install check
 	$(BIN)/python -m pytest
+
+# all of the kernels' tests; `make test` has the faster ones of these
+sanitize: install
+	$(BIN)/python -m tests.kernels.sanitizers
 
 check: lint imports types snakefmt
 

@@ -24,7 +24,7 @@ def files(tiny, tmp_path, stage):
             "losses": out / "losses.parquet",
         },
         "infer": {**read, "latents": out / "latents.parquet"},
-        "probe": {**read, "scores": out / "probe.parquet"},
+        "probe": {**read, "latents": tiny.latents, "scores": out / "probe.parquet"},
         "adapt": {
             **read,
             "latents": tiny.latents,
@@ -250,3 +250,55 @@ def test_the_installed_command_exits_with_2_and_no_traceback(tmp_path, module):
     assert done.stdout == ""
     assert done.stderr.startswith("bfmpipe collect: error: --cfg: domain is missing")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_doctor_says_what_was_built_and_checks_it(capsys):
+    from bfmpipe.kernels import _cpu
+
+    assert main(["doctor"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    said, checks = captured.out.split("\n\n")
+    facts = [re.match(r"\w+( \w+)?(?=  )", line)[0] for line in said.splitlines()]
+    assert facts == [
+        "python",
+        "torch",
+        "cpu kernels",
+        "processor",
+        "cuda kernels",
+        "gpu",
+        "sources",
+    ]
+    line = r"ok      [\w]+: (leave_one_out|sf_evaluate).*: error \d.\de-\d\d, tolerance \de-\d\d"
+    assert all(re.fullmatch(line, check) for check in checks.splitlines())
+    assert len(checks.splitlines()) >= 14 * len(_cpu.instruction_sets())
+
+
+def test_the_doctor_finds_a_kernel_that_is_off(capsys, monkeypatch):
+    from bfmpipe.kernels import selfcheck
+
+    reference = selfcheck.sf_evaluate_reference
+    monkeypatch.setattr(
+        selfcheck, "sf_evaluate_reference", lambda *x, **settings: 1.01 * reference(*x, **settings)
+    )
+    assert main(["doctor"]) == 1
+    captured = capsys.readouterr()
+    failed = [line for line in captured.out.splitlines() if line.startswith("FAILED")]
+    assert all(": sf_evaluate of " in line for line in failed)
+    assert captured.out.count("\nok  ") * 10 == len(failed) * 4
+    first = failed[0].removeprefix("FAILED  ")
+    assert captured.err == f"bfmpipe doctor: error: {first} (and {len(failed) - 1} more)\n"
+
+
+def test_the_doctor_takes_no_settings(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["doctor", "--cfg", "{}"])
+    assert caught.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_the_list_of_commands_has_the_doctor(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    assert "`bfmpipe doctor`: " in capsys.readouterr().out

@@ -19,6 +19,7 @@ except ImportError as error:
     ) from error
 
 _CPU = torch.device("cpu")
+_CSRC = Path(__file__).parents[2] / "csrc"
 
 SF_WIDTH: int = _cpu.sf_width
 """Widths that sf_evaluate's CPU kernel takes are multiples of this."""
@@ -42,14 +43,14 @@ def launch(name: str, device: torch.device, *arguments: Any) -> None:
         raise UserError(f"bfmpipe's kernels take cpu and cuda tensors, not {device.type} ones.")
 
 
-def check_build(csrc: Path = Path(__file__).parents[2] / "csrc") -> None:
+def check_build(csrc: Path = _CSRC) -> bool:
     """Refuse kernels that were built from other sources than those of the checkout.
 
-    Where there are no sources beside the package, as in an installed wheel, there is nothing to
-    compare.
+    False where there are no sources beside the package, as in an installed wheel, and so nothing
+    to compare.
     """
     if not (csrc / "CMakeLists.txt").is_file():
-        return
+        return False
     files = sorted(path.relative_to(csrc).as_posix() for path in csrc.rglob("*") if path.is_file())
     lines = "".join(f"{_sha256((csrc / name).read_bytes())}  {name}\n" for name in files)
     if _cpu.source_digest() != _sha256(lines.encode()):
@@ -57,6 +58,7 @@ def check_build(csrc: Path = Path(__file__).parents[2] / "csrc") -> None:
             "bfmpipe's compiled kernels were built from other sources than those in csrc/; build "
             "them again with `make install` or `pip install -e .`"
         )
+    return True
 
 
 def _sha256(data: bytes) -> str:

@@ -1,7 +1,9 @@
 """csrc/cuda as a module that runs on the CPU, and what the kernels' tests share."""
 
 import importlib.util
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -33,9 +35,10 @@ def cuda_on_cpu(tmp_path_factory):
     module = csrc / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     includes = [STAND_IN, pybind11.get_include(), sysconfig.get_paths()["include"]]
     flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"]
-    subprocess.run(
-        ["c++", *flags, *(f"-I{path}" for path in includes), *sources, "-o", module], check=True
-    )
+    flags += [*shlex.split(os.environ.get("CXXFLAGS", "")), *(f"-I{path}" for path in includes)]
+    # LD_PRELOAD: the compiler itself needs no sanitizers
+    env = os.environ | {"LD_PRELOAD": ""}
+    subprocess.run(["c++", *flags, *sources, "-o", module], env=env, check=True)
     spec = importlib.util.spec_from_file_location("_cuda", module)
     built = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(built)

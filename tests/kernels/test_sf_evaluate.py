@@ -107,9 +107,10 @@ def check_against_reference(evaluate, spec, size, dtype, device, pessimism, tole
     assert got.dtype == dtype
     assert got.device.type == device
     assert got.shape == want.shape
-    # heads and terms of few values can cancel: there nobody does better than the plain evaluation
+    # of few values heads and terms can cancel: there nobody does better than the plain evaluation
     plain = sf_evaluate_reference(network, *inputs, pessimism=pessimism)
-    assert relative_error(got, want) <= max(tolerance, 5 * relative_error(plain, want))
+    allowed = tolerance * (5 if got.numel() < 32 else 1)
+    assert relative_error(got, want) <= max(allowed, 5 * relative_error(plain, want))
 
 
 @pytest.fixture(params=_cpu.instruction_sets())
