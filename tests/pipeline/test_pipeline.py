@@ -32,6 +32,7 @@ KINDS = {
         "seed": pa.int32(),
         **dict.fromkeys(("family", "task", "policy"), TEXT),
         "index": pa.int32(),
+        "value": NUMBER,
         "mean": NUMBER,
         "standard_error": NUMBER,
         "episodes": pa.int32(),
