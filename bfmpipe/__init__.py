@@ -3,11 +3,27 @@
 import importlib
 from typing import Any
 
-__all__ = ["Pretrained", "adapt", "infer", "load", "make_domain", "read_transitions"]
+_HOMES = {
+    **dict.fromkeys(
+        ("Pretrained", "adapt", "infer", "load", "make_domain", "read_transitions"), "bfmpipe.api"
+    ),
+    **dict.fromkeys(("make", "make_vec"), "bfmpipe.envs.make"),
+}
+
+__all__ = [
+    "Pretrained",
+    "adapt",
+    "infer",
+    "load",
+    "make",
+    "make_domain",
+    "make_vec",
+    "read_transitions",
+]
 
 
 def __getattr__(name: str) -> Any:
     # torch takes two seconds to import; what does not need it should not wait
-    if name in __all__:
-        return getattr(importlib.import_module("bfmpipe.api"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'bfmpipe' has no attribute '{name}'")

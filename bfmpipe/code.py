@@ -61,6 +61,19 @@ def reachable(*modules: str, root: Path = _PACKAGE) -> tuple[str, ...]:
     return tuple(sorted(_closure(modules, root)))
 
 
+def source_digest(source: bytes, filename: str) -> str:
+    """Hash one file's syntax tree, without comments and docstrings: 16 hexadecimal digits.
+
+    Args:
+        source: what the file holds.
+        filename: its name in messages.
+
+    Raises:
+        SyntaxError, ValueError: it is not Python.
+    """
+    return hashlib.sha256(_parse(source, "", filename).tree).hexdigest()[:16]
+
+
 def _closure(modules: tuple[str, ...], root: Path) -> dict[str, Path]:
     """Map the name of every reachable module to its file."""
     found: dict[str, Path] = {}

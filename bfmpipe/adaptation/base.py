@@ -44,7 +44,7 @@ class Problem:
         rows = [slice(i * n, (i + 1) * n) for i in range(count)]
         return np.stack(
             [
-                self.domain.reward(task, {k: v[row] for k, v in fields.items()}, action[row])
+                task.reward(self.domain, {k: v[row] for k, v in fields.items()}, action[row])
                 for task, row in zip(self.tasks, rows, strict=True)
             ]
         )

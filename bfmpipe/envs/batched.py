@@ -30,9 +30,11 @@ class BatchedEnv:
         self.domain = domain
         self.nenv = nenv
         self._batch = Batch(domain.model, nenv, min(threads, nenv), persistent=True)
-        self._fields = {name: self._batch.bind(name) for name in domain.fields}
+        self._fields = {n: self._batch.bind(n) for n in domain.fields + domain.observed_fields}
         self._ctrl = self._batch.bind("ctrl")
-        # A row is time, qpos, qvel, act, warm start, controls and applied forces.
+        # A row is time, qpos, qvel, act, warm start, controls, applied forces, and which equality
+        # constraints hold.
+        self._fresh = self._batch.state[:1].copy()
         self._physics = self._batch.state[:, 1 : 1 + domain.physics_dim]
 
     @property
@@ -43,12 +45,12 @@ class BatchedEnv:
     def reset(self, physics: Array) -> Array:
         """Put every simulation into a physics state (nenv, physics_dim); observations there.
 
-        Everything else of the simulation state (time, warm start, controls) is zero, so what
-        follows depends on `physics` and the actions alone.
+        Everything else of the simulation state (time, warm start, controls) is as in a new
+        simulation, so what follows depends on `physics` and the actions alone.
         """
-        self._batch.state[:] = 0
+        self._batch.state[:] = self._fresh
         self._physics[:] = physics
-        self._batch.forward(stage=_STAGE)
+        self._batch.forward(stage=int(self.domain.reset_stage))
         return self.observe()
 
     def step(self, action: Array) -> Array:
@@ -59,8 +61,9 @@ class BatchedEnv:
         """
         self._ctrl[:] = action
         self._batch.step(nstep=self.domain.config.physics_steps, stage=_STAGE)
-        if (unstable := self._batch.warning[:, _UNSTABLE, 1].any(axis=1)).any():
-            bad = int(np.flatnonzero(unstable)[0])
+        warnings = self._batch.warning[:, _UNSTABLE, 1]
+        if warnings.any():
+            bad = int(np.flatnonzero(warnings.any(axis=1))[0])
             raise UserError(
                 f"{self.domain.name}: simulation {bad} became unstable; "
                 "actions must be finite and within [-1, 1]"

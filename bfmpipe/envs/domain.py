@@ -2,29 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import mujoco
 import numpy as np
 
 from bfmpipe.config import Config, parse
+from bfmpipe.envs.tasks import Function, Task, TaskFile, file_tasks, own_task
+from bfmpipe.envs.tasks import Physics as BasePhysics
 from bfmpipe.types import Array, UserError
 
 _BLOCK = 8192  # rows relabelled at a time: what is computed on the way stays in the cache
-
-
-@dataclass(frozen=True)
-class Task:
-    """One reward function of a domain: its name, its settings, and the family it is reported in."""
-
-    family: str
-    name: str
-    settings: Config
-
-    def __str__(self) -> str:
-        """The name in messages and tables: family/name."""
-        return f"{self.family}/{self.name}"
 
 
 class DomainConfig(Config):
@@ -46,7 +34,15 @@ class Domain(ABC):
     """Settings of a task."""
     task_names: ClassVar[tuple[str, ...]]
     fields: ClassVar[tuple[str, ...]] = ("qpos", "qvel", "act")
-    """MjData fields that `observe` and `reward` read."""
+    """MjData fields that `observe` and `reward` read, all of them parts of a physics state."""
+    observed_fields: ClassVar[tuple[str, ...]] = ()
+    """Further ones that only `observe` reads, and that no physics state determines."""
+    reset_stage: ClassVar[mujoco.mjtStage] = mujoco.mjtStage.mjSTAGE_VEL
+    """What is computed on a reset; mjSTAGE_ACC where forces and accelerations are observed."""
+    Physics: ClassVar[type[BasePhysics]] = BasePhysics
+    """What a user's reward is given; a domain adds quantities that have names."""
+    camera: ClassVar[int] = 0
+    """The model's camera that pictures are taken by."""
 
     model: mujoco.MjModel
     obs_dim: int
@@ -67,11 +63,18 @@ class Domain(ABC):
 
     @abstractmethod
     def observe(self, fields: Mapping[str, Array]) -> Array:
-        """Observations (n, obs_dim), float32, from MjData fields of shape (n, ...)."""
+        """Observations (n, obs_dim), float32, from MjData fields of shape (n, ...).
+
+        A domain with `observed_fields` needs those too: its observations are stored with a data
+        set, since the physics states cannot give them back.
+        """
 
     @abstractmethod
     def reward(self, task: Task, fields: Mapping[str, Array], action: Array) -> Array:
-        """Rewards (n,), float64: `action` (n, action_dim) led to the state in `fields`."""
+        """Rewards (n,), float64, of the domain's own tasks; `Task.reward` is that of any task.
+
+        `action` (n, action_dim) led to the state in `fields`.
+        """
 
     @abstractmethod
     def start_states(self, n: int, rng: np.random.Generator) -> Array:
@@ -98,19 +101,44 @@ class Domain(ABC):
         rewards = np.empty(len(physics))
         for start in range(0, len(physics), _BLOCK):
             rows = slice(start, start + _BLOCK)
-            rewards[rows] = self.reward(task, self.split(physics[rows]), action[rows])
+            rewards[rows] = task.reward(self, self.split(physics[rows]), action[rows])
         return rewards
 
     def tasks(self, family: str, names: Sequence[str], settings: Mapping[str, Any]) -> list[Task]:
         """The tasks of one family, all with the same settings.
 
+        With a `file` among the settings they are that file's functions, tasks of one's own.
+
         Raises:
             UserError: for a task this domain does not have, or settings no task has.
         """
         where = f"domain {self.name}: task family {family}"
+        if "file" in settings:
+            return [*file_tasks(self, family, list(names), parse(TaskFile, settings, where), where)]
         config = parse(self.TaskConfig, settings, where)
         for name in names:
             if name not in self.task_names:
                 known = ", ".join(self.task_names)
                 raise UserError(f"{where}: no task '{name}'; {self.name} has {known}")
         return [Task(family, name, config) for name in names]
+
+    def task_from(self, function: Function, *, name: str = "", family: str = "mine") -> Task:
+        """A task of one's own: `function(physics, action)` gives rewards (n,), see `envs.tasks`.
+
+        Args:
+            function: the reward.
+            name: of the task; the function's own if empty.
+            family: the family it is reported in.
+
+        Raises:
+            UserError: the name is taken, or the function is no such reward.
+        """
+        name = name or getattr(function, "__name__", "")
+        return own_task(
+            self,
+            function,
+            family=family,
+            name=name,
+            settings=Config(),
+            where=f"domain {self.name}",
+        )

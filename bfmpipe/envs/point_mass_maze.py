@@ -1,7 +1,32 @@
-"""Point mass in a four-room maze: go to a target in one of the rooms.
+"""Point mass in a four-room maze: go to a target in one of the rooms, or around the maze.
 
 A ball (radius 1 cm) in an arena of 60 x 60 cm; two motors push it at up to 10 cm/s. A cross of two
 boxes leaves 12 cm gaps at the outer walls, so the way to the opposite room leads through a third.
+
+With p = (x, y) the ball's position in metres, v its velocity, u the action, `T(x; s, m)` the
+tolerance of [0, s] with margin m of dm_control, and s = `target_size`, b = `lane_width` and
+`cut_cost` the settings:
+
+    control        (4 + mean_i (1 - u_i^2)) / 5
+    reach_*        T(|p - target|; s, s) control
+
+    ring           o = | max(|x|, |y|) - .24 |, off the middle of the lane around the cross
+    clockwise      e = (1, 0) at the top, (0, -1) right, (-1, 0) at the bottom, (0, 1) left
+    square         T(o; b, b) clip(e v / .08, 0, 1)
+    fast_slow      T(o; b, b) T(|e v / w - 1|; .1, .5), w = .08 at the top, .02 right, .06 at the
+                   bottom, .04 left
+
+    loop           T(| |x| + |y| - .24 | / sqrt 2; b, b) clip(f v / .08, 0, 1), along the diamond
+                   with f = (sign y, -sign x) / sqrt 2, clockwise as well
+
+    reach_bottom_left_long
+                   -cut_cost in the left gap, x < 0 and |y| < .1; elsewhere g + (1 - g) r, with
+                   g = T(|p - target|; s, s) and r = T(o; b, b) clip(e v / .08, -1, 1): the way
+                   over the other three rooms pays, each step the other way costs, and so does the
+                   short cut; resting at the target pays most
+
+The sides meet on the diagonals. The public benchmarks' formulas of the last four differ from each
+other; these are ours. Steps follow clockwise lanes from the top-left room, where all tasks begin.
 """
 
 from collections.abc import Mapping
@@ -16,6 +41,8 @@ from pydantic import Field
 from bfmpipe.config import Config as BaseConfig
 from bfmpipe.envs.domain import Domain as BaseDomain
 from bfmpipe.envs.domain import DomainConfig, Task
+from bfmpipe.envs.tasks import Physics as BasePhysics
+from bfmpipe.envs.tasks import quantity
 from bfmpipe.types import Array
 
 # Metres; they mirror point_mass_maze.xml, and a test holds the two together.
@@ -31,6 +58,13 @@ TARGETS = {
     "reach_bottom_right": (0.15, -0.15),
 }
 
+_LANE = 0.24  # metres from the centre to the middle of the lane around the cross
+_FULL_SPEED = 0.08  # metres a second; the motors reach .1 on a straight way
+_SPEEDS = (0.08, 0.02, 0.06, 0.04)  # of fast_slow: top, right, bottom, left
+_GAP = 0.1  # metres: half the length of the left passage
+_LONG = "reach_bottom_left_long"
+_AROUND = ("square", "loop", "fast_slow", _LONG)
+
 
 class Config(DomainConfig):
     """The published maze has 1 physics step a control step (dt .02 s) and 1000-step episodes."""
@@ -40,18 +74,37 @@ class Config(DomainConfig):
 
 
 class TaskConfig(BaseConfig):
-    """Settings of the reach tasks."""
+    """Settings of the tasks; each reads those that its formula names."""
 
     target_size: float = Field(0.015, gt=0, lt=REACH)
     """Radius of full reward around the target, and the margin over which it fades, in metres."""
+    lane_width: float = Field(0.03, gt=0, lt=REACH)
+    """Distance of full reward from the middle of the lane, and the margin over which it fades."""
+    cut_cost: float = Field(3.0, ge=0)
+    """What a step in the left gap costs where the long way is asked for."""
+
+
+class Physics(BasePhysics["Domain"]):
+    """What a reward of one's own can be made of."""
+
+    @quantity
+    def position(self) -> Array:
+        """x, y of the ball (n, 2), metres; 0, 0 is the centre of the cross."""
+        return self.qpos
+
+    @quantity
+    def velocity(self) -> Array:
+        """vx, vy of the ball (n, 2), metres a second."""
+        return self.qvel
 
 
 class Domain(BaseDomain):
     """Observation: x, y, vx, vy (metres, metres a second). Action: force along x and y."""
 
     TaskConfig = TaskConfig
-    task_names: ClassVar[tuple[str, ...]] = tuple(TARGETS)
+    task_names: ClassVar[tuple[str, ...]] = (*TARGETS, *_AROUND)
     fields: ClassVar[tuple[str, ...]] = ("qpos", "qvel")
+    Physics = Physics
     obs_dim = 4
 
     def __init__(self, name: str, config: DomainConfig) -> None:
@@ -63,15 +116,32 @@ class Domain(BaseDomain):
         return np.concatenate([fields["qpos"], fields["qvel"]], axis=1, dtype=np.float32)
 
     def reward(self, task: Task, fields: Mapping[str, Array], action: Array) -> Array:
-        """Near the target, with up to a fifth off for large actions."""
-        assert isinstance(task.settings, TaskConfig)
-        size = task.settings.target_size
-        distance = np.linalg.norm(fields["qpos"] - np.array(TARGETS[task.name]), axis=-1)
-        near = tolerance(distance, bounds=(0, size), margin=size)
-        small_control = tolerance(
-            action.astype(np.float64), margin=1, value_at_margin=0, sigmoid="quadratic"
-        ).mean(-1)
-        return near * (small_control + 4) / 5
+        """As the module says: in [0, 1], but for what a short cut costs."""
+        settings = task.settings
+        assert isinstance(settings, TaskConfig)
+        if task.name in TARGETS:
+            size = np.abs(action.astype(np.float64))
+            small_control = np.where(size < 1, 1 - size**2, 0).mean(-1)
+            near = _near(_distance(fields["qpos"], task.name), settings.target_size)
+            return near * (small_control + 4) / 5
+        (x, y), (vx, vy) = fields["qpos"].T, fields["qvel"].T
+        width = settings.lane_width
+        if task.name == "loop":
+            off = np.abs(np.abs(x) + np.abs(y) - _LANE) / np.sqrt(2)
+            speed = (np.sign(y) * vx - np.sign(x) * vy) / np.sqrt(2)
+            return _near(off, width) * np.clip(speed / _FULL_SPEED, 0, 1)
+        lane = _near(np.abs(np.maximum(np.abs(x), np.abs(y)) - _LANE), width)
+        sides = (y > np.abs(x), x >= np.abs(y), y < -np.abs(x))  # and left, where no other is
+        speed = np.select(sides, (vx, -vy, -vx), vy)
+        if task.name == "square":
+            return lane * np.clip(speed / _FULL_SPEED, 0, 1)
+        if task.name == "fast_slow":
+            wanted = np.select(sides, _SPEEDS[:3], _SPEEDS[3])
+            return lane * tolerance(speed / wanted - 1, bounds=(-0.1, 0.1), margin=0.5)
+        near = _near(_distance(fields["qpos"], "reach_bottom_left"), settings.target_size)
+        way = lane * np.clip(speed / _FULL_SPEED, -1, 1)
+        in_gap = (x < 0) & (np.abs(y) < _GAP)
+        return np.where(in_gap, -settings.cut_cost, near + (1 - near) * way)
 
     def start_states(self, n: int, rng: np.random.Generator) -> Array:
         """At rest, uniform over the top-left room."""
@@ -88,6 +158,15 @@ class Domain(BaseDomain):
             draw[:, :2] = rng.uniform(-REACH, REACH, (2 * n, 2))
             physics = np.concatenate([physics, draw[is_free(draw[:, :2])]])
         return physics[:n]
+
+
+def _distance(position: Array, task: str) -> Array:
+    return np.linalg.norm(position - np.array(TARGETS[task]), axis=-1)
+
+
+def _near(distance: Array, size: float) -> Array:
+    """1 up to `size`, a tenth at twice that."""
+    return tolerance(distance, bounds=(0, size), margin=size)
 
 
 def is_free(position: Array) -> Array:

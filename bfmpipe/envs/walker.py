@@ -26,6 +26,8 @@ from bfmpipe.config import Config as BaseConfig
 from bfmpipe.envs.domain import Domain as BaseDomain
 from bfmpipe.envs.domain import DomainConfig, Task
 from bfmpipe.envs.planar import PlanarTree
+from bfmpipe.envs.tasks import Physics as BasePhysics
+from bfmpipe.envs.tasks import quantity
 from bfmpipe.types import Array
 
 _STAND_HEIGHT = 1.2  # metres
@@ -44,6 +46,30 @@ class TaskConfig(BaseConfig):
     """A task's name says all."""
 
 
+class Physics(BasePhysics["Domain"]):
+    """What a reward of one's own can be made of."""
+
+    @quantity
+    def torso_height(self) -> Array:
+        """Height of the torso above the ground (n,), metres."""
+        return self.domain.torso(self.qpos, self.qvel)[0]
+
+    @quantity
+    def torso_upright(self) -> Array:
+        """The torso's z axis's share of the vertical (n,): 1 upright, -1 upside down."""
+        return self.domain.torso(self.qpos, self.qvel)[1]
+
+    @quantity
+    def velocity(self) -> Array:
+        """vx (forward), vz (up) of the centre of mass (n, 2), metres a second."""
+        return np.stack(self.domain.tree.velocity(self.qpos, self.qvel), axis=1)
+
+    @quantity
+    def angular_momentum(self) -> Array:
+        """About the y axis and the centre of mass (n,), kg m^2 / s: positive forward."""
+        return self.domain.tree.angular_momentum(self.qpos, self.qvel)
+
+
 class Domain(BaseDomain):
     """Observation: xx and xz of each body's orientation, the torso's height, all velocities.
 
@@ -54,6 +80,7 @@ class Domain(BaseDomain):
     TaskConfig = TaskConfig
     task_names: ClassVar[tuple[str, ...]] = ("stand", "walk", "run", "flip", "spin")
     fields: ClassVar[tuple[str, ...]] = ("qpos", "qvel")
+    Physics = Physics
 
     def __init__(self, name: str, config: DomainConfig) -> None:
         super().__init__(name, config)
@@ -70,7 +97,7 @@ class Domain(BaseDomain):
         obs = np.empty((len(qpos), self.obs_dim), np.float32)
         obs[:, 0 : self._heading : 2] = np.cos(angles)
         obs[:, 1 : self._heading : 2] = np.sin(angles)
-        obs[:, self._heading] = self._torso(qpos, qvel)[0]
+        obs[:, self._heading] = self.torso(qpos, qvel)[0]
         obs[:, self._heading + 1 :] = qvel
         return obs
 
@@ -79,7 +106,7 @@ class Domain(BaseDomain):
         qpos, qvel = fields["qpos"], fields["qvel"]
         if task.name == "spin":
             return _up_to(_SPIN, self.tree.angular_momentum(qpos, qvel))
-        height, zz = self._torso(qpos, qvel)
+        height, zz = self.torso(qpos, qvel)
         standing = tolerance(height, bounds=(_STAND_HEIGHT, np.inf), margin=_STAND_HEIGHT / 2)
         stand = (3 * standing + (1 + zz) / 2) / 4
         if task.name == "stand":
@@ -106,7 +133,7 @@ class Domain(BaseDomain):
         """The tasks' own start states: they cover all postures."""
         return self.start_states(n, rng)
 
-    def _torso(self, qpos: Array, qvel: Array) -> tuple[Array, Array]:
+    def torso(self, qpos: Array, qvel: Array) -> tuple[Array, Array]:
         """Height (n,) of the torso, and zz (n,), 1 where it is upright."""
         torso = self.tree.frames(qpos, qvel, bodies=1)[0]
         return torso.z, torso.cos

@@ -19,7 +19,8 @@ class Maze:
     """Geometry in metres.
 
     walls: boxes (x, y, half width, half height) inside the arena; reach: farthest that a centre
-    gets along an axis; targets: task -> (x, y); radius: family -> radius of full reward.
+    gets along an axis; targets: task -> (x, y); radius: family -> radius of full reward. Tasks and
+    families that are not in these have no target.
     """
 
     walls: Sequence[tuple[float, float, float, float]]
@@ -62,21 +63,21 @@ def draw(
             if j >= len(tasks):
                 axes.set_visible(False)
                 continue
-            _arena(axes, maze, maze.targets[tasks[j]], maze.radius[family])
+            _arena(axes, maze, maze.targets.get(tasks[j]), maze.radius.get(family, 0.0))
             _paths(axes, select(rows, task=tasks[j]), colour)
             reached = returns.get((family, tasks[j], phase))
             title = style.words(tasks[j]) if phase == "before" else ""
             value = "" if reached is None else f"mean return {reached:.0f}"
             axes.set_title("\n".join(filter(None, (title, value))), fontsize=8.5)
-        size = f"target ±{100 * maze.radius[family]:.3g} cm"
-        grid[i, 0].set_ylabel(f"{style.words(family)} ({size})\n{name}", fontsize=9)
+        size = f" (target ±{100 * maze.radius[family]:.3g} cm)" if family in maze.radius else ""
+        grid[i, 0].set_ylabel(f"{style.words(family)}{size}\n{name}", fontsize=9)
     side = f"{200 * (maze.reach + _BALL):.3g}"
     figure.suptitle(f"paths of the run with seed {seed}; arena {side} × {side} cm", fontsize=9.5)
     style.legend(figure, _handles(looks))
     return figure
 
 
-def _arena(axes, maze: Maze, target: tuple[float, float], radius: float) -> None:  # type: ignore[no-untyped-def]
+def _arena(axes, maze: Maze, target: tuple[float, float] | None, radius: float) -> None:  # type: ignore[no-untyped-def]
     edge = maze.reach + _BALL
     axes.set_xlim(-edge, edge)
     axes.set_ylim(-edge, edge)
@@ -89,8 +90,9 @@ def _arena(axes, maze: Maze, target: tuple[float, float], radius: float) -> None
     for x, y, half_width, half_height in maze.walls:
         corner = (x - half_width, y - half_height)
         axes.add_patch(Rectangle(corner, 2 * half_width, 2 * half_height, color="#59626e", lw=0))
-    axes.add_patch(Circle(target, radius, fc=style.GREEN, ec=style.GREEN, alpha=0.35, lw=0))
-    axes.add_patch(Circle(target, radius, fc="none", ec=style.GREEN, lw=1.2, zorder=4))
+    if target is not None:
+        axes.add_patch(Circle(target, radius, fc=style.GREEN, ec=style.GREEN, alpha=0.35, lw=0))
+        axes.add_patch(Circle(target, radius, fc="none", ec=style.GREEN, lw=1.2, zorder=4))
 
 
 def _paths(axes, rows: Columns, colour: str) -> None:  # type: ignore[no-untyped-def]

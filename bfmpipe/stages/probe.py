@@ -66,7 +66,7 @@ def probe(cfg: Probe, *, model: Path, dataset: Path, latents: Path, scores: Path
     pretrained = api.load(model)
     domain = pretrained.domain
     tasks = cfg.tasks.tasks(domain)
-    data = api.read_transitions(dataset)
+    data = api.read_transitions(dataset, ("obs",))
     check_domain(data, domain)
     rng = np.random.default_rng(cfg.seed)
     rows = rng.choice(data.index, min(cfg.latents, len(data.index)), replace=False) + 1
@@ -78,7 +78,8 @@ def probe(cfg: Probe, *, model: Path, dataset: Path, latents: Path, scores: Path
     selection, obs = _play_all(pretrained, tasks, z, selection_starts)
     values = latent_values(pretrained.model, obs, z, w).numpy()
     picked = {"best": selection.mean(-1).argmax(1), "predicted": values.argmax(1)}
-    problem = Problem(domain, pretrained.model, tasks, w, w, 0, data.physics[:0], threads())
+    nowhere = np.empty((0, domain.physics_dim))
+    problem = Problem(domain, pretrained.model, tasks, w, w, 0, nowhere, threads())
 
     def score(act: Callable[[Tensor], Tensor]) -> Array:
         return rollout_returns(problem, act, evaluation_starts)[0]
@@ -134,5 +135,5 @@ def _play_all(
         action = model.actor(torch.from_numpy(obs), rows).numpy()
         obs = env.step(action)
         for i, task in enumerate(tasks):
-            returns[i] += domain.reward(task, env.fields(), action)
+            returns[i] += task.reward(domain, env.fields(), action)
     return returns.reshape(len(tasks), latents, episodes), first_obs

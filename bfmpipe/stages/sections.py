@@ -33,9 +33,12 @@ class Families(Config):
         for family, settings in self.families.items():
             names = settings.get("names")
             if not isinstance(names, list) or not names:
+                has = f"{domain.name} has {', '.join(domain.task_names)}"
+                if "file" in settings:
+                    has = f"they are functions of {settings['file']}"
                 raise UserError(
                     f"domain {domain.name}: task family {family} needs 'names', a list of tasks; "
-                    f"{domain.name} has {', '.join(domain.task_names)}"
+                    f"{has}"
                 )
             if len(set(map(str, names))) < len(names):
                 raise UserError(

@@ -16,7 +16,7 @@ def make(physics_steps=5):
 
 
 def tasks(domain, size=0.05):
-    return domain.tasks("reach", list(domain.task_names), {"target_size": size})
+    return domain.tasks("reach", list(maze.TARGETS), {"target_size": size})
 
 
 def test_constants_are_those_of_the_model_file():
@@ -107,6 +107,126 @@ def test_stepping_and_relabelling_agree_bit_for_bit():
         for task in tasks(domain):
             stepped = domain.reward(task, env.fields(), action)
             assert np.array_equal(stepped, domain.relabel(task, env.physics, action))
+
+
+RING = [(0.24, 0.24), (0.24, -0.24), (-0.24, -0.24), (-0.24, 0.24)]
+DIAMOND = [(0, 0.24), (0.24, 0), (0, -0.24), (-0.24, 0)]
+LONG_WAY = [*RING[:2], (-0.15, -0.22), (-0.15, -0.15)]
+
+
+def drive(routes, around=True):
+    """Returns of all tasks from (-.2, .24) of one driver a route; a driver goes from point to point
+    and, `around`, begins again. A route is (points, speed); a speed is one number, or a function
+    of the position.
+    """
+    domain, n = make(), len(routes)
+    env = BatchedEnv(domain, n, 1)
+    env.reset(np.tile([-0.2, 0.24, 0, 0], (n, 1)))
+    at, totals = [0] * n, dict.fromkeys(domain.task_names, 0)
+    for _ in range(domain.config.episode_steps):
+        physics, action = env.physics, np.zeros((n, 2))
+        for i, (points, speed) in enumerate(routes):
+            to = np.array(points[at[i]]) - physics[i, :2]
+            if np.linalg.norm(to) < 0.01 and (around or at[i] < len(points) - 1):
+                at[i] = (at[i] + 1) % len(points)
+                to = np.array(points[at[i]]) - physics[i, :2]
+            speed = speed(*physics[i, :2]) if callable(speed) else speed
+            wanted = to * min(speed / max(np.linalg.norm(to), 1e-9), 2)
+            action[i] = np.clip((wanted + 2 * (wanted - physics[i, 2:])) / 0.1, -1, 1)
+        env.step(action)
+        for task in domain.tasks("all", domain.task_names, {}):
+            totals[task.name] += domain.reward(task, env.fields(), action)
+    return totals
+
+
+def test_tasks_around_the_maze_pay_their_own_way_and_no_other():
+    def of_each_side(x, y):
+        return np.select([y > abs(x), x >= abs(y), y < -abs(x)], [0.08, 0.02, 0.06], 0.04)
+
+    def of_another_side(x, y):
+        return of_each_side(-x, -y)
+
+    back = [RING[3], *RING[2::-1]]
+    routes = {
+        "ring": (RING, 0.1),
+        "ring, the other way": ([RING[2], RING[1], RING[0], RING[3]], 0.1),
+        "ring, at a fifth of the speed": (RING, 0.016),
+        "ring, too near the cross": (
+            [(np.sign(x) * 0.195, np.sign(y) * 0.195) for x, y in RING],
+            0.1,
+        ),
+        "ring, at each side's speed": (RING, of_each_side),
+        "ring, at another side's speed": (RING, of_another_side),
+        "diamond": (DIAMOND, 0.1),
+        "diamond, the other way": (DIAMOND[::-1], 0.1),
+        "there and back": ([RING[0], back[0]], 0.1),
+    }
+    returns = drive(list(routes.values()))
+
+    def best_and_others(task, best):
+        paid = dict(zip(routes, returns[task].tolist(), strict=True))
+        return paid.pop(best), paid
+
+    square, others = best_and_others("square", "ring")
+    assert square > 150
+    assert others["ring, the other way"] < 0.1 * square
+    assert others["ring, at a fifth of the speed"] < 0.3 * square
+    assert others["diamond"] < 0.6 * square
+    assert max(others.values()) < 0.7 * square
+    loop, others = best_and_others("loop", "diamond")
+    assert loop > 150
+    assert others["diamond, the other way"] < 0.1 * loop
+    assert max(others.values()) < 0.6 * loop
+    fast_slow, others = best_and_others("fast_slow", "ring, at each side's speed")
+    assert fast_slow > 150
+    assert max(others.values()) < 0.5 * fast_slow
+
+
+def test_the_long_way_to_the_bottom_left_pays_more_than_the_short_cut():
+    routes = [
+        (LONG_WAY, 0.1),
+        ([(-0.24, 0.15), (-0.24, -0.15), (-0.15, -0.15)], 0.1),
+        ([(-0.2, 0.24)], 0.1),
+        (RING * 2, 0.1),
+    ]
+    returns = drive(routes, around=False)
+    long_way, short_cut, staying, circling = returns["reach_bottom_left_long"].tolist()
+    assert long_way > 170
+    assert short_cut < 0.6 * long_way
+    assert staying == pytest.approx(0, abs=1)
+    assert circling < 0.8 * long_way
+    # the plain task takes the short cut
+    assert returns["reach_bottom_left"].argmax() == 1
+
+
+def test_rewards_around_the_maze_at_known_places():
+    domain = make()
+
+    def reward(task, x, y, vx, vy, **settings):
+        (task,) = domain.tasks("around", [task], settings)
+        return domain.relabel(task, np.array([[x, y, vx, vy]], float), np.ones((1, 2)))[0]
+
+    sides = [(0, 0.24, 1, 0), (0.24, 0, 0, -1), (0, -0.24, -1, 0), (-0.24, 0, 0, 1)]
+    for (x, y, ex, ey), speed in zip(sides, (0.08, 0.02, 0.06, 0.04), strict=True):
+        assert reward("square", x, y, 0.08 * ex, 0.08 * ey) == 1
+        assert reward("square", x, y, 0.04 * ex, 0.04 * ey) == pytest.approx(0.5)
+        assert reward("square", x, y, -0.08 * ex, -0.08 * ey) == 0
+        assert reward("fast_slow", x, y, speed * ex, speed * ey) == 1
+        assert reward("fast_slow", x, y, 1.6 * speed * ex, 1.6 * speed * ey) == pytest.approx(0.1)
+        assert reward("fast_slow", x, y, -speed * ex, -speed * ey) < 1e-3
+    assert reward("square", 0, 0.24 - 0.06, 0.08, 0) == pytest.approx(0.1)
+    assert reward("square", 0, 0.24 - 0.06, 0.08, 0, lane_width=0.06) == 1
+    for x, y in ((0.12, 0.12), (0.12, -0.12), (-0.12, -0.12), (-0.12, 0.12)):
+        along = 0.08 / np.sqrt(2) * np.array([np.sign(y), -np.sign(x)])
+        assert reward("loop", x, y, *along) == pytest.approx(1)
+        assert reward("loop", x, y, *-along) == 0
+        assert reward("loop", x * 1.1, y * 1.1, *along, lane_width=0.01) < 0.5
+    long_way = "reach_bottom_left_long"
+    assert reward(long_way, 0, 0.24, 0.08, 0) == 1
+    assert reward(long_way, 0, 0.24, -0.08, 0) == -1
+    assert reward(long_way, -0.15, -0.15, 0, 0) == 1
+    assert reward(long_way, -0.24, 0, 0, 0) == -3
+    assert reward(long_way, -0.24, 0, 0, 0, cut_cost=1) == -1
 
 
 def test_starts_are_seeded_and_where_they_should_be():
