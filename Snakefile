@@ -21,7 +21,8 @@ try:
     for path in workflow.configfiles:
         # refuses what snakemake lets pass, such as a key given twice
         load_yaml(Path(path))
-    exp = experiment.check(config, (workflow.configfiles or ["the configuration"])[-1])
+    file = (workflow.configfiles or ["the configuration"])[-1]
+    exp = experiment.check(config, file, base=Path(file).parent)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -77,6 +78,24 @@ rule collect:
         code=code("collect"),
     shell:
         "bfmpipe collect --cfg {params.cfg:q} --dataset {output.dataset} 2>&1 | tee -a {log}"
+
+
+rule coverage:
+    """Count the states that a data set covers."""
+    input:
+        dataset=rules.collect.output.dataset,
+    output:
+        coverage=f"{R}/{{domain}}/coverage.parquet",
+    log:
+        f"{R}/logs/coverage/{{domain}}.log",
+    benchmark:
+        f"{R}/benchmarks/coverage/{{domain}}.tsv"
+    params:
+        cfg=cfg("coverage"),
+        code=code("coverage"),
+    shell:
+        "bfmpipe coverage --cfg {params.cfg:q} --dataset {input.dataset}"
+        " --coverage {output.coverage} 2>&1 | tee -a {log}"
 
 
 rule pretrain:
@@ -215,6 +234,7 @@ rule plot:
             method=exp.methods,
             allow_missing=True,
         ),
+        coverage=rules.coverage.output.coverage,
     output:
         figures=directory(f"{R}/figures/{{domain}}/{{agent}}"),
     log:
@@ -228,6 +248,7 @@ rule plot:
         "bfmpipe plot --cfg {params.cfg:q} --curves {input.curves} --aggregate {input.aggregate}"
         " --summary {input.summary} --best_of {input.best_of} --probe {input.probe}"
         " --losses {input.losses} --trajectories {input.trajectories}"
+        " --coverage {input.coverage}"
         " --figures {output.figures} 2>&1 | tee -a {log}"
 
 

@@ -3,6 +3,7 @@
 The Snakefile asks for one stage's settings at a time, so that a change elsewhere reruns nothing.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +15,10 @@ from bfmpipe.adaptation.protocol import Evaluation
 from bfmpipe.agents.trainer import TrainerConfig
 from bfmpipe.config import Config, canonical, load_yaml, parse
 from bfmpipe.envs import make_domain
+from bfmpipe.envs import tasks as own_tasks
 from bfmpipe.inference.reward import Inference
 from bfmpipe.kernels.extension import check_build
+from bfmpipe.stages.collect import explored_episodes
 from bfmpipe.stages.sections import Families, digest
 from bfmpipe.stages.tabulate import Tabulate
 from bfmpipe.types import UserError
@@ -35,7 +38,8 @@ class CollectSection(Config):
 
     explorer: str = "persistent-random"
     settings: Settings = Field(default_factory=dict)
-    episodes: int = Field(ge=1)
+    episodes: int | None = Field(None, ge=1)
+    """Episodes to explore in; for all explorers but exorl, which imports them."""
     seed: int = Field(0, ge=0)
 
 
@@ -102,6 +106,9 @@ class Experiment(Config):
             "seed": section.seed,
         }
 
+    def _coverage(self, *_: object) -> Mapping[str, Any]:
+        return {"seed": self.collect.seed}
+
     def _pretrain(self, domain: str, agent: str, seed: int, _: str) -> Mapping[str, Any]:
         return {
             "domain": self._domain(domain),
@@ -159,11 +166,16 @@ def _plugin(name: str, settings: Settings) -> dict[str, Any]:
 
 def read(path: Path | str) -> Experiment:
     """The experiment of a YAML file; arguments and errors as for `check`."""
-    return check(load_yaml(Path(path)), str(path))
+    return check(load_yaml(Path(path)), str(path), base=Path(path).parent)
 
 
-def check(mapping: Mapping[str, Any], where: str) -> Experiment:
+def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Experiment:
     """An experiment, with every name and setting in it looked up.
+
+    Args:
+        mapping: what was read.
+        where: the file it was read from, or whatever else a message should begin with.
+        base: the directory that files in it are relative to.
 
     Raises:
         UserError: one sentence with the place of what is wrong and what would be valid.
@@ -178,6 +190,7 @@ def check(mapping: Mapping[str, Any], where: str) -> Experiment:
     try:
         for name, section in experiment.domains.items():
             domain = make_domain(name, section.settings)
+            _find_files(name, section.tasks, base)
             Families(families=section.tasks).tasks(domain)
     except UserError as error:
         raise UserError(f"{where}: domains: {error}") from error
@@ -193,4 +206,27 @@ def check(mapping: Mapping[str, Any], where: str) -> Experiment:
                 raise UserError(f"{where}: {section_name}: {error}") from error
             place = "collect.settings" if kind == "data" else f"{section_name}.{name}"
             parse(module.Config, settings, where, at=place)
+            if kind == "data":
+                try:
+                    explored_episodes(module, name, experiment.collect.episodes)
+                except UserError as error:
+                    raise UserError(f"{where}: {error}") from error
     return experiment
+
+
+def _find_files(domain: str, families: dict[str, Settings], base: Path) -> None:
+    """Let the settings of families that name a file say where it is, and what it holds.
+
+    Jobs run in the working directory, and run again when their settings change.
+    """
+    for family, settings in families.items():
+        file = settings.get("file")
+        if not isinstance(file, str):
+            continue  # none, or not a name, which `Families.tasks` complains of
+        path = os.path.relpath(base / file)
+        try:
+            found = own_tasks.digest(path)
+        except UserError as error:
+            raise UserError(f"domain {domain}: task family {family}: {error}") from error
+        settings["file"] = path
+        settings.setdefault("digest", found)

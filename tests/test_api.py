@@ -58,7 +58,7 @@ def test_load_infer_adapt(pretrained, tasks, data):
 def test_adaptation_leaves_model_latents_and_data_as_they_are(pretrained, tasks, data):
     latent = bfmpipe.infer(pretrained, tasks, data)
     before = {name: t.clone() for name, t in pretrained.model.state_dict().items()}
-    z, physics = latent.z.clone(), data.physics.copy()
+    z, physics = latent.z.clone(), np.array(data.physics)
     list(api.adapt(pretrained, tasks, latent, data, method="lola", episodes=4, settings=LOLA))
     assert all(torch.equal(t, before[n]) for n, t in pretrained.model.state_dict().items())
     assert torch.equal(latent.z, z)

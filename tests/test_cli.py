@@ -18,6 +18,7 @@ def files(tiny, tmp_path, stage):
     read = {"model": tiny.model, "dataset": tiny.dataset}
     return {
         "collect": {"dataset": out / "data.parquet"},
+        "coverage": {"dataset": tiny.dataset, "coverage": out / "coverage.parquet"},
         "pretrain": {
             "dataset": tiny.dataset,
             "model": out / "model",

@@ -28,7 +28,8 @@ def jobs(exp):
     """Settings of every job of an experiment, by (stage, wildcards)."""
     found = {}
     for domain in exp.domains:
-        found["collect", domain] = exp.stage("collect", domain=domain)
+        for stage in ("collect", "coverage"):
+            found[stage, domain] = exp.stage(stage, domain=domain)
         for agent in exp.agents:
             place = {"domain": domain, "agent": agent}
             found["plot", domain, agent] = exp.stage("plot", **place)
@@ -48,7 +49,7 @@ def jobs(exp):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_the_settings_of_every_job_parse(path):
     found = jobs(experiment.read(path))
-    assert {key[0] for key in found} == set(NAMES)
+    assert {key[0] for key in found} == set(NAMES) - {"download"}  # which is run by hand
     for key, text in found.items():
         stage = getattr(importlib.import_module(f"bfmpipe.stages.{key[0]}"), key[0])
         cls = inspect.get_annotations(stage, eval_str=True)["cfg"]
@@ -107,6 +108,13 @@ def test_a_change_reaches_only_the_stages_it_concerns(smoke, change, stages):
     assert (("report",) in changed) == bool(stages)
 
 
+def test_a_change_of_an_import_reaches_collect_only(smoke):
+    smoke["collect"] = {"explorer": "exorl", "settings": {"path": "exorl/{domain}/rnd.zip"}}
+    for key, value in (("path", "other.zip"), ("max_episodes", 5), ("on_error", "skip")):
+        changed = stages_changed(smoke, setting("collect", "settings", key, value=value))
+        assert {key[0] for key in changed} == {"collect", "report"}
+
+
 def test_a_change_of_one_method_reaches_its_own_adaptation_only(smoke):
     changed = stages_changed(smoke, setting("methods", "lola", "horizon", value=6))
     adapted = {("adapt", "point_mass_maze", "fb", seed, "lola") for seed in (0, 1)}
@@ -128,6 +136,7 @@ def tree(tmp_path_factory):
 
 JOBS = {
     "collect": {"envs": "point_mass_maze", "data": "persistent-random"},
+    "coverage": {"envs": "point_mass_maze"},
     "pretrain": {"envs": "point_mass_maze", "agents": "fb"},
     "infer": {"envs": "point_mass_maze", "agents": "fb"},
     "probe": {"envs": "point_mass_maze", "agents": "fb"},
@@ -169,6 +178,7 @@ def test_digests_of_the_copy_are_those_that_the_rules_carry(tree, smoke):
         stage, *method = job.split()
         wildcards = {
             "collect": {"domain": "point_mass_maze"},
+            "coverage": {"domain": "point_mass_maze"},
             "tabulate": {},
             "report": {},
             "adapt": {**place, "method": method[0] if method else ""},
@@ -241,8 +251,17 @@ MISTAKES = [
     (setting("methods", "lola", "horzon", value=1), "methods.lola.horzon is not a setting"),
     (
         setting("collect", "explorer", value="random"),
-        "collect: no 'random' in bfmpipe.data; it has persistent-random",
+        "collect: no 'random' in bfmpipe.data; it has exorl, persistent-random",
     ),
+    (
+        setting("collect", "explorer", value="exorl"),
+        "collect.settings.path is missing",
+    ),
+    (
+        setting("collect", value={"explorer": "exorl", "settings": {"path": "x"}, "episodes": 3}),
+        "collect.episodes: exorl takes episodes from files; set collect.settings.max_episodes",
+    ),
+    (setting("collect", "episodes", value=None), "collect.episodes is missing"),
     (
         setting("collect", "settings", value={"noise": 1}),
         "collect.settings.noise is not a setting",

@@ -1,20 +1,14 @@
 """Behavioural foundation models, one a module; saving and loading them."""
 
 import json
-import struct
 from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
 
 from bfmpipe import plugins
 from bfmpipe.agents.base import Agent, AgentConfig, Model
 from bfmpipe.config import parse
+from bfmpipe.data.tensors import load_tensors, save_tensors
 from bfmpipe.files import replacing
 from bfmpipe.types import UserError
 
@@ -29,49 +23,6 @@ __all__ = [
 ]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON header to one safetensors file, whole or not at all.
-
-    The header carries a digest of both, so that `load_tensors` notices an edit.
-    """
-    contiguous = {name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}
-    body = json.dumps({**header, "sha256": _digest(contiguous, header)}, sort_keys=True)
-    # One metadata entry only: the library writes several in no fixed order.
-    data = save(contiguous, metadata={"bfmpipe": body})
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header of a file written by `save_tensors`.
-
-    Raises:
-        UserError: for a file that is missing, truncated, edited, or of another origin.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    data = path.read_bytes()
-    try:
-        tensors = load(data)
-    except SafetensorError as error:
-        raise UserError(
-            f"{path}: damaged or not a safetensors file ({error}); delete it and run the pipeline "
-            "again to make it anew"
-        ) from error
-    (length,) = struct.unpack("<Q", data[:8])
-    try:
-        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["bfmpipe"])
-        stored = header.pop("sha256")
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path}: a safetensors file that bfmpipe did not write") from error
-    if stored != _digest(tensors, header):
-        raise UserError(
-            f"{path}: the contents are not those that were saved (checksum differs); delete the "
-            "file and run the pipeline again to make it anew"
-        )
-    return tensors, header
 
 
 def save_model(directory: Path, model: Model, card: Mapping[str, Any]) -> None:
@@ -126,11 +77,3 @@ def load_model(directory: Path | str) -> tuple[Model, dict[str, Any]]:
         )
     model.load_state_dict(tensors)
     return model.requires_grad_(False).eval(), card
-
-
-def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
-    total = sha256(json.dumps(header, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()

@@ -5,15 +5,20 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from bfmpipe.agents import load_tensors, save_tensors
 from bfmpipe.agents.base import Agent
 from bfmpipe.config import Config
+from bfmpipe.data.tensors import (
+    load_tensors,
+    load_training_state,
+    save_tensors,
+    training_state,
+)
 from bfmpipe.types import UserError
 
 
@@ -40,26 +45,38 @@ class TrainerConfig(Config):
         return self
 
 
+class Rows(Protocol):
+    """Rows that may be on disk: indexed with integers of any shape, they are an array in memory."""
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        """The rows, with one axis more than the indices."""
+
+
 @dataclass
 class Data:
-    """Transitions as tensors, sampled uniformly: row i leads to row i + stride.
+    """Transitions, sampled uniformly: row i leads to row i + stride.
 
-    obs (rows, obs_dim); action (rows, action_dim); index (transitions,) int64, the rows that have
-    one `stride` rows further in the same episode.
+    obs (rows, obs_dim) and action (rows, action_dim), tensors or rows on disk; index
+    (transitions,) int64, the rows that have one `stride` rows further in the same episode.
     """
 
-    obs: Tensor
-    action: Tensor
+    obs: Tensor | Rows
+    action: Tensor | Rows
     index: Tensor
     stride: int = 1
 
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """obs, action (the mean of the steps between), next_obs of n transitions."""
         i = self.index[torch.randint(len(self.index), (n,), generator=generator)]
+        obs, next_obs = _take(self.obs, i), _take(self.obs, i + self.stride)
         if self.stride == 1:
-            return self.obs[i], self.action[i], self.obs[i + 1]
-        between = self.action[i[:, None] + torch.arange(self.stride)]
-        return self.obs[i], between.mean(1), self.obs[i + self.stride]
+            return obs, _take(self.action, i), next_obs
+        between = _take(self.action, i[:, None] + torch.arange(self.stride))
+        return obs, between.mean(1), next_obs
+
+
+def _take(column: Tensor | Rows, rows: Tensor) -> Tensor:
+    return column[rows] if isinstance(column, Tensor) else torch.from_numpy(column[rows.numpy()])
 
 
 @dataclass
@@ -142,14 +159,7 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         agent = self.agent
         modules = {"model": agent.model, **agent.targets}
-        tensors = {
-            f"{prefix}/{name}": tensor
-            for prefix, module in modules.items()
-            for name, tensor in module.state_dict().items()
-        }
-        for prefix, optimiser in agent.optimisers.items():
-            for i, state in optimiser.state_dict()["state"].items():
-                tensors |= {f"optimiser/{prefix}/{i}/{name}": t for name, t in state.items()}
+        tensors = training_state(modules, agent.optimisers)
         tensors["generator"] = self.generator.get_state()
         return tensors
 
@@ -170,21 +180,11 @@ class Trainer:
             path.unlink()  # settings, code, data or seed have changed since: start afresh
             return
         agent = self.agent
-        for prefix, module in {"model": agent.model, **agent.targets}.items():
-            module.load_state_dict(_under(tensors, f"{prefix}/"))
-        for prefix, optimiser in agent.optimisers.items():
-            state: dict[int, dict[str, Tensor]] = defaultdict(dict)
-            for key, tensor in _under(tensors, f"optimiser/{prefix}/").items():
-                index, name = key.split("/")
-                state[int(index)][name] = tensor
-            optimiser.load_state_dict({**optimiser.state_dict(), "state": dict(state)})
+        modules = {"model": agent.model, **agent.targets}
+        load_training_state(tensors, modules, agent.optimisers)
         self.generator.set_state(tensors["generator"])
         self.done, self.losses = header["done"], header["losses"]
         agent.step = self.done
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
 def divergence(

@@ -1,13 +1,18 @@
-"""Exploration by persistent random actions: a held direction, redrawn now and then, plus noise."""
+"""Exploration by persistent random actions: a held direction, redrawn now and then, plus noise.
+
+Uniformly random actions, new at every step, are the settings `redraw_probability: 1` and
+`noise_std: 0`.
+"""
 
 import numpy as np
 from pydantic import Field
 
-from bfmpipe.config import Config as BaseConfig
+from bfmpipe.data.explorer import Explorer as BaseExplorer
+from bfmpipe.data.explorer import ExplorerConfig
 from bfmpipe.types import Array
 
 
-class Config(BaseConfig):
+class Config(ExplorerConfig):
     """Settings of the explorer."""
 
     redraw_probability: float = Field(0.02, ge=0, le=1)
@@ -15,15 +20,21 @@ class Config(BaseConfig):
     noise_std: float = Field(0.3, ge=0)
 
 
-class Explorer:
+class Explorer(BaseExplorer):
     """Actions uniform in [-1, 1], each held for 1 / redraw_probability steps on average."""
 
+    held: Array
+
     def __init__(
-        self, config: Config, nenv: int, action_dim: int, rng: np.random.Generator
+        self, config: Config, obs_dim: int, action_dim: int, rng: np.random.Generator
     ) -> None:
         self.config = config
+        self.action_dim = action_dim
         self.rng = rng
-        self.held = rng.uniform(-1, 1, (nenv, action_dim))
+
+    def start(self, nenv: int) -> None:
+        """Draw a direction for every environment."""
+        self.held = self.rng.uniform(-1, 1, (nenv, self.action_dim))
 
     def act(self, obs: Array) -> Array:
         """Actions (nenv, action_dim), float32, in [-1, 1]; the observation plays no part."""

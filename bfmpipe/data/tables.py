@@ -4,7 +4,8 @@ The same columns and provenance give the same bytes on the same machine.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,8 @@ class Provenance:
     """What an artifact was made from.
 
     kind: what the artifact is ("transitions", "curves", ...); settings: the stage's settings;
-    code: digest of the code that could reach it; versions: of the packages whose numerics count.
+    code: digest of the code that could reach it; versions: of the packages whose numerics count;
+    source: what was read from outside the pipeline, where something was.
     """
 
     kind: str
@@ -35,10 +37,16 @@ class Provenance:
     versions: Mapping[str, str] = field(
         default_factory=lambda: {name: version(name) for name in _PACKAGES}
     )
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """JSON with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """JSON with sorted keys, without an empty `source`."""
+        fields = {name: value for name, value in asdict(self).items() if name != "source" or value}
+        return json.dumps(fields, sort_keys=True)
+
+    def metadata(self) -> dict[bytes, bytes]:
+        """What a Parquet file carries."""
+        return {_KEY: self.to_json().encode()}
 
 
 def write_table(
@@ -48,10 +56,7 @@ def write_table(
 
     The file appears whole or not at all.
     """
-    arrays = [_to_arrow(columns[column.name], column.type) for column in schema]
-    table = pa.Table.from_arrays(
-        arrays, schema=schema.with_metadata({_KEY: provenance.to_json().encode()})
-    )
+    table = to_arrow(schema.with_metadata(provenance.metadata()), columns)
     with replacing(path) as temporary:
         pq.write_table(
             table, temporary, compression="zstd", write_page_checksum=True, store_schema=True
@@ -64,29 +69,55 @@ def read_table(path: Path, kind: str) -> tuple[dict[str, Array], Provenance]:
     Raises:
         UserError: for a file that is missing, damaged, or of another kind.
     """
+    file, provenance = open_table(path, kind)
+    with file, reading(path):
+        table = file.read()
+        names = table.column_names
+    for name in names:
+        if table[name].null_count:
+            raise UserError(f"{path}: column '{name}' has {table[name].null_count} empty rows")
+    return {name: _to_numpy(table[name]) for name in names}, provenance
+
+
+def open_table(path: Path, kind: str) -> tuple[pq.ParquetFile, Provenance]:
+    """An open Parquet file whose pages' checksums are verified, and its provenance.
+
+    Raises:
+        UserError: for a file that is missing, damaged, or of another kind.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    with reading(path):
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        metadata = {**(file.schema_arrow.metadata or {}), **(file.metadata.metadata or {})}
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        names = table.column_names
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: damaged or not a Parquet file ({reason}); delete it and run the pipeline "
-            "again to make it anew"
-        ) from error
-    try:
-        provenance = Provenance(**json.loads(table.schema.metadata[_KEY]))
+        provenance = Provenance(**json.loads(metadata[_KEY]))
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(
             f"{path}: a Parquet file without bfmpipe's metadata; expected a table of {kind}"
         ) from error
     if provenance.kind != kind:
         raise UserError(f"{path}: a table of {provenance.kind}; expected a table of {kind}")
-    for name in names:
-        if table[name].null_count:
-            raise UserError(f"{path}: column '{name}' has {table[name].null_count} empty rows")
-    return {name: _to_numpy(table[name]) for name in names}, provenance
+    return file, provenance
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what Parquet's reader says of a damaged file into one sentence, as a UserError."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: damaged or not a Parquet file ({reason}); delete it and run the pipeline "
+            "again to make it anew"
+        ) from error
+
+
+def to_arrow(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:
+    """Columns (lists, or arrays with one axis more for list columns) as an Arrow table."""
+    arrays = [_to_arrow(columns[column.name], column.type) for column in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _to_arrow(values: Any, kind: pa.DataType) -> pa.Array:

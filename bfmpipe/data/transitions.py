@@ -2,9 +2,13 @@
 
 An episode of T steps is T + 1 rows: row t holds the state at step t and the action taken there; the
 last row's action is zero and leads nowhere. The next state of a row is the row below it.
+
+A data set may be larger than memory: it is written piece by piece, and its wide columns are read
+from the file where they are indexed (bfmpipe.data.columns). They are floats in no order, which
+hardly compress, so they are stored as they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +16,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from bfmpipe.config import parse
-from bfmpipe.data.tables import Provenance, read_table, write_table
+from bfmpipe.data.columns import Column, blocks, open_column
+from bfmpipe.data.tables import Provenance, open_table, reading, to_arrow
+from bfmpipe.files import replacing
 from bfmpipe.types import Array, UserError
 
 KIND = "transitions"
@@ -27,6 +34,10 @@ _LAYOUT = {
     "physics": ("float64", 2),
 }
 """Columns as arrays, in the order of Transitions: dtype and number of axes."""
+
+_WIDE = ("obs", "action", "physics")
+_GROUP = 16384
+"""Rows a row group: one page a column, since Parquet's writer begins another at 20,000 rows."""
 
 
 class DomainLike(Protocol):
@@ -85,16 +96,16 @@ class Transitions:
     """Columns of a data set of `rows` rows, and the domain it is of.
 
     episode, step: (rows,) int32; obs (rows, obs_dim) and action (rows, action_dim) float32;
-    physics (rows, physics_dim) float64.
+    physics (rows, physics_dim) float64. The latter three are arrays or, from a file, Columns.
     """
 
     domain: str
     domain_settings: Mapping[str, Any]
     episode: Array
     step: Array
-    obs: Array
-    action: Array
-    physics: Array
+    obs: Array | Column
+    action: Array | Column
+    physics: Array | Column
 
     @cached_property
     def index(self) -> Array:
@@ -110,50 +121,150 @@ class Transitions:
 def write(path: Path, data: Transitions, provenance: Provenance) -> None:
     """Write a data set, whole or not at all."""
     shape = schema(data.obs.shape[1], data.action.shape[1], data.physics.shape[1])
-    columns = {name: getattr(data, name) for name in shape.names}
-    write_table(path, shape, columns, provenance)
+    pieces = (
+        {name: getattr(data, name)[rows] for name in shape.names}
+        for rows in blocks(len(data.episode), _GROUP)
+    )
+    write_pieces(path, shape, pieces, lambda: provenance)
 
 
-def read(path: Path | str) -> Transitions:
-    """Read a data set and check what training relies on.
+def write_pieces(
+    path: Path,
+    shape: pa.Schema,
+    pieces: Iterable[Mapping[str, Array]],
+    provenance: Callable[[], Provenance],
+) -> None:
+    """Write a data set piece by piece, whole or not at all; a few pieces are in memory at a time.
+
+    Args:
+        path: where to.
+        shape: see `schema`.
+        pieces: columns of any number of rows each; how the rows are cut makes no difference.
+        provenance: called after the last piece.
+    """
+    narrow = [name for name in shape.names if name not in _WIDE]
+    with (
+        replacing(path) as temporary,
+        pq.ParquetWriter(
+            temporary,
+            shape,
+            compression="none",
+            use_dictionary=narrow,
+            write_statistics=narrow,
+            data_page_size=2**30,
+            write_page_checksum=True,
+            store_schema=True,
+        ) as writer,
+    ):
+        held: list[Mapping[str, Array]] = []
+        count = 0
+        for piece in pieces:
+            held.append(piece)
+            count += len(piece["episode"])
+            if count >= _GROUP:
+                held, count = _write_groups(writer, shape, held, _GROUP)
+        _write_groups(writer, shape, held, 1)
+        writer.add_key_value_metadata(provenance().metadata())
+
+
+def _write_groups(
+    writer: pq.ParquetWriter, shape: pa.Schema, held: list[Mapping[str, Array]], least: int
+) -> tuple[list[Mapping[str, Array]], int]:
+    """Write row groups of what is held as long as `least` rows are left; the rest of it."""
+    columns = {n: np.concatenate([piece[n] for piece in held]) for n in shape.names if held}
+    rows, start = len(columns["episode"]) if held else 0, 0
+    while rows - start >= least:
+        group = {name: values[start : start + _GROUP] for name, values in columns.items()}
+        writer.write_table(to_arrow(shape, group), row_group_size=_GROUP)
+        start = min(start + _GROUP, rows)
+    # copied, so that what was written can be freed
+    rest = {name: values[start:].copy() for name, values in columns.items()}
+    return [rest], rows - start
+
+
+def read(path: Path | str, columns: Sequence[str] = _WIDE) -> Transitions:
+    """Open a data set and check what training relies on.
+
+    Args:
+        path: the file. It must not be changed in place as long as the data are used.
+        columns: those of obs, action and physics that are needed; the others are not even read.
 
     Raises:
         UserError: for a file that is damaged or no data set, a column that is missing or of another
             type, numbers that are not finite, actions outside [-1, 1], or rows out of order.
     """
     path = Path(path)
-    columns, provenance = read_table(path, KIND)
+    file, provenance = open_table(path, KIND)
     try:
         domain = provenance.settings["domain"]
         name, settings = domain["name"], domain["settings"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: does not say which domain it is of") from error
-    for column, (dtype, ndim) in _LAYOUT.items():
-        if column not in columns:
-            raise UserError(f"{path}: no column '{column}'; a data set has {', '.join(_LAYOUT)}")
-        if columns[column].dtype != dtype or columns[column].ndim != ndim:
-            wanted = dtype if ndim == 1 else f"lists of {dtype}, all of one length"
-            raise UserError(f"{path}: column '{column}' does not hold {wanted}")
-    data = Transitions(name, settings, *(columns[column] for column in _LAYOUT))
-    for name in ("obs", "action", "physics"):
-        values = getattr(data, name)
-        bad = ~np.isfinite(values).all(axis=1)
-        if bad.any():
-            row = int(np.argmax(bad))
-            raise UserError(
-                f"{path}: column '{name}' has a number that is not finite in row {row} "
-                f"(episode {data.episode[row]}, step {data.step[row]}), one of {bad.sum()} such "
-                "rows; remove those episodes or collect the data again"
-            )
-    if np.abs(data.action).max(initial=0) > 1:
-        row = int(np.argmax(np.abs(data.action).max(axis=1) > 1))
-        raise UserError(f"{path}: the action in row {row} is outside [-1, 1]")
-    same = data.episode[1:] == data.episode[:-1]
-    expected = np.where(same, data.step[:-1] + 1, 0)
-    wrong = data.step != np.append(0, expected)[: len(data.step)]
+    with file, reading(path):
+        _check_types(path, file.schema_arrow)
+        table = file.read(columns=["episode", "step"])
+        episode, step = (_whole(path, table, column) for column in ("episode", "step"))
+        wide: dict[str, Array | Column] = {}
+        for column in _WIDE:
+            if column in columns:
+                check = _Check(path, column, episode, step)
+                wide[column] = open_column(path, file, column, check)
+                check.end()
+            else:
+                width = file.schema_arrow.field(column).type.list_size
+                wide[column] = Column(column, (len(episode), width), _LAYOUT[column][0])
+    same = episode[1:] == episode[:-1]
+    expected = np.where(same, step[:-1] + 1, 0)
+    wrong = step != np.append(0, expected)[: len(step)]
     if wrong.any():
         raise UserError(
             f"{path}: rows are out of order from row {int(np.argmax(wrong))} on; an episode's rows "
             "must stand together, with step 0, 1, 2, ..."
         )
-    return data
+    return Transitions(name, settings, episode, step, **wide)
+
+
+def _check_types(path: Path, found: pa.Schema) -> None:
+    for column, (dtype, ndim) in _LAYOUT.items():
+        if column not in found.names:
+            raise UserError(f"{path}: no column '{column}'; a data set has {', '.join(_LAYOUT)}")
+        kind = found.field(column).type
+        is_list = pa.types.is_fixed_size_list(kind)
+        value = kind.value_type if is_list else kind
+        # str: Arrow calls float32 "float"
+        if is_list != (ndim == 2) or str(value) != str(pa.from_numpy_dtype(np.dtype(dtype))):
+            wanted = dtype if ndim == 1 else f"lists of {dtype}, all of one length"
+            raise UserError(f"{path}: column '{column}' does not hold {wanted}")
+
+
+def _whole(path: Path, table: pa.Table, name: str) -> Array:
+    if table[name].null_count:
+        raise UserError(f"{path}: column '{name}' has {table[name].null_count} empty rows")
+    return np.array(table[name])
+
+
+class _Check:
+    """Looks through a column's values, row group by row group, and complains at the end."""
+
+    def __init__(self, path: Path, name: str, episode: Array, step: Array) -> None:
+        self.path, self.name, self.episode, self.step = path, name, episode, step
+        self.row, self.count = 0, 0
+        self.outside: int | None = None
+
+    def __call__(self, start: int, values: Array) -> None:
+        bad = ~np.isfinite(values).all(axis=1)
+        if bad.any():
+            self.row = self.row if self.count else start + int(np.argmax(bad))
+            self.count += int(bad.sum())
+        if self.name == "action" and self.outside is None and np.abs(values).max(initial=0) > 1:
+            self.outside = start + int(np.argmax(np.abs(values).max(axis=1) > 1))
+
+    def end(self) -> None:
+        if self.count:
+            raise UserError(
+                f"{self.path}: column '{self.name}' has a number that is not finite in row "
+                f"{self.row} (episode {self.episode[self.row]}, step {self.step[self.row]}), one "
+                f"of {self.count} such rows; remove those episodes or collect the data again"
+            )
+        if self.outside is not None:
+            raise UserError(f"{self.path}: the action in row {self.outside} is outside [-1, 1]")

@@ -33,6 +33,14 @@ CAPTIONS = {
         "after adaptation, from the same start states. See where zero-shot stops short of the "
         "target and whether the adapted policy enters it.",
     ),
+    "coverage": (
+        "States covered by the data",
+        "States of the data set, and of as many uniformly random actions, in the cells of a grid "
+        "over a few coordinates of the domain, two at a time; white was never visited. The curves "
+        "count the visited cells of the whole grid. A model can only learn what happens in states "
+        "like those it was shown: see whether the data reach the speeds and postures that the "
+        "tasks ask for.",
+    ),
     "training": (
         "Pretraining",
         "What the agent reported while it trained, one line a seed. The seeds should agree; a loss "

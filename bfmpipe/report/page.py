@@ -379,7 +379,7 @@ def _provenance(results: Results) -> Iterable[Markup]:
     yield html.table(("stage", "digest of the code it can reach"), results.digests.items(), words=2)
 
 
-_STAGES = ("collect", "pretrain", "infer", "probe", "adapt", "tabulate", "plot")
+_STAGES = ("collect", "coverage", "pretrain", "infer", "probe", "adapt", "tabulate", "plot")
 
 
 def _pipeline_order(job: timing.Job) -> tuple[int, str]:

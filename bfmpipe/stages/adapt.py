@@ -48,7 +48,7 @@ def adapt(
         pretrained,
         tasks,
         read_latents(latents, tasks, pretrained.model.z_dim),
-        api.read_transitions(dataset),
+        api.read_transitions(dataset, ("physics",)),
         method=cfg.method.name,
         episodes=cfg.episodes,
         every=cfg.every,

@@ -13,6 +13,7 @@ from bfmpipe.data.tables import read_table
 from bfmpipe.files import replacing
 from bfmpipe.report import (
     best_of_n,
+    coverage_map,
     curves_aggregate,
     curves_per_task,
     improvement,
@@ -49,12 +50,13 @@ def plot(
     probe: list[Path],
     trajectories: list[Path],
     losses: list[Path],
+    coverage: list[Path],
     figures: Path,
 ) -> None:
     """Draw all figures of one domain and agent into a directory, as PDF and PNG.
 
     Without probes there is no best_of_n, without losses no training, and trajectories are those
-    of the maze.
+    of the maze. `coverage` is the domain's table of that name, or nothing.
     """
     points = _here(cfg, read_table(curves, "curves")[0])
     if count(points) == 0:
@@ -79,6 +81,10 @@ def plot(
             {t.seed: t.losses for t in trained},
             {t.seed: t.diverged_at for t in trained if t.diverged_at is not None},
         )
+    for path in coverage:
+        cells = read_table(path, "coverage")[0]
+        if count(cells):
+            drawn["coverage"] = _covered(cfg, cells)
     for name, figure in drawn.items():
         for kind in ("pdf", "png"):
             with replacing(figures / f"{name}.{kind}") as path:
@@ -117,6 +123,12 @@ def _probes(cfg: Plot, paths: list[Path]) -> Columns:
     return _here(cfg, concatenate([read_table(path, "probe")[0] for path in paths], names))
 
 
+def _covered(cfg: Plot, cells: Columns) -> Figure:
+    from bfmpipe.envs.axes import axes_of  # loads MuJoCo
+
+    return coverage_map.draw(cells, axes_of(cfg.domain))
+
+
 def _paths(cfg: Plot, files: list[Path], curves: Columns) -> Figure:
     """Draw the run of the lowest seed: chosen by no result."""
     from bfmpipe.envs import point_mass_maze as maze  # loads MuJoCo, for the maze only
@@ -130,6 +142,8 @@ def _paths(cfg: Plot, files: list[Path], curves: Columns) -> Figure:
     for family in distinct(runs[seed], "family"):
         settings = dict(cfg.families.get(family, {}))
         settings.pop("names", None)
+        if "file" in settings:
+            continue  # tasks of the user's own have no target
         task = parse(maze.TaskConfig, settings, f"domain {cfg.domain}: task family {family}")
         radius[family] = task.target_size
     returns = {}

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import Field
@@ -37,17 +38,18 @@ def pretrain(cfg: Pretrain, *, dataset: Path, model: Path, losses: Path) -> None
 
     Writes `model`, a directory with config.json and model.safetensors, and a table of `losses`.
     """
-    data = transitions.read(dataset)
+    data = transitions.read(dataset, ("obs", "action"))
     domain = make_domain(cfg.domain.name, cfg.domain.settings)
     transitions.check_domain(data, domain)
     module = plugins.load("agents", cfg.agent.name)
     config = parse(module.Config, cfg.agent.settings, f"agent {cfg.agent.name}")
     torch.manual_seed(cfg.seed)  # of the initial weights
     generator = torch.Generator().manual_seed(cfg.seed)
-    obs = torch.from_numpy(data.obs)
     agent = module.Agent(config, domain.obs_dim, domain.action_dim, generator)
+    obs = torch.from_numpy(np.asarray(data.obs))  # all of them, in memory, only here
     agent.model.obs_mean.copy_(obs.mean(0))
     agent.model.obs_std.copy_(obs.std(0).clamp_min(1e-6))
+    del obs
 
     origin = provenance("losses", "pretrain", cfg, agents=cfg.agent.name, envs=cfg.domain.name)
     identity = {
@@ -60,8 +62,8 @@ def pretrain(cfg: Pretrain, *, dataset: Path, model: Path, losses: Path) -> None
     trainer = Trainer(
         agent=agent,
         data=Data(
-            obs,
-            torch.from_numpy(data.action),
+            data.obs,
+            data.action,
             torch.from_numpy(data.index_of(config.stride)),
             config.stride,
         ),

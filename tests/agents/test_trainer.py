@@ -9,6 +9,8 @@ import torch
 from bfmpipe.agents import fb
 from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig
 from bfmpipe.config import parse
+from bfmpipe.data import transitions
+from bfmpipe.data.tables import Provenance
 from bfmpipe.types import UserError
 
 CONFIG = fb.Config(
@@ -262,6 +264,30 @@ def test_a_sample_leads_stride_rows_further_by_the_mean_action(stride):
     assert set(obs[:, 0].tolist()) == {0, 5, 11}
     assert torch.equal(next_obs, obs + stride)
     torch.testing.assert_close(action, 2 * obs + (stride - 1))
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_rows_on_disk_give_the_same_batches_as_tensors(tmp_path, stride):
+    rng = np.random.default_rng(0)
+    data = transitions.Transitions(
+        domain="toy",
+        domain_settings={},
+        episode=np.repeat(np.arange(300, dtype=np.int32), 100),
+        step=np.tile(np.arange(100, dtype=np.int32), 300),
+        obs=rng.standard_normal((30_000, 3), np.float32),
+        action=rng.uniform(-1, 1, (30_000, 2)).astype(np.float32),
+        physics=np.zeros((30_000, 1)),
+    )
+    origin = Provenance("transitions", {"domain": {"name": "toy", "settings": {}}}, "code")
+    transitions.write(tmp_path / "data.parquet", data, origin)
+    disk = transitions.read(tmp_path / "data.parquet")
+    index = torch.from_numpy(data.index_of(stride))
+    tensors = Data(torch.from_numpy(data.obs), torch.from_numpy(data.action), index, stride)
+    rows = Data(disk.obs, disk.action, index, stride)
+    one, two = (torch.Generator().manual_seed(0) for _ in range(2))
+    for _ in range(5):
+        for a, b in zip(tensors.sample(64, one), rows.sample(64, two), strict=True):
+            assert torch.equal(a, b)
 
 
 # the divergence alarm

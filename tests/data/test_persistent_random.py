@@ -7,7 +7,8 @@ from bfmpipe.data.persistent_random import Config, Explorer
 
 
 def play(seed, steps=50, nenv=3, action_dim=2, **settings):
-    explorer = Explorer(Config(**settings), nenv, action_dim, np.random.default_rng(seed))
+    explorer = Explorer(Config(**settings), 4, action_dim, np.random.default_rng(seed))
+    explorer.start(nenv)
     obs = np.zeros((nenv, 4), np.float32)
     return np.stack([explorer.act(obs) for _ in range(steps)])
 

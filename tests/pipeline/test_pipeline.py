@@ -13,6 +13,7 @@ from bfmpipe import experiment
 from bfmpipe.agents import load_model
 from bfmpipe.data import transitions
 from bfmpipe.data.tables import read_table
+from bfmpipe.stages import coverage
 from bfmpipe.stages.tabulate import SCHEMAS
 
 pytestmark = pytest.mark.slow
@@ -52,6 +53,7 @@ KINDS = {
         "step": pa.int32(),
         "physics": pa.list_(NUMBER, 4),
     },
+    "coverage": {field.name: field.type for field in coverage.schema(4)},
     "transitions": {field.name: field.type for field in transitions.schema(4, 2, 4)},
     **SCHEMAS,
 }
@@ -63,6 +65,7 @@ def tables():
     """Every Parquet file of the smoke run: path -> (kind, stage, wildcards)."""
     place = {"domain": "point_mass_maze"}
     found = {"results/smoke/point_mass_maze/data.parquet": ("transitions", "collect", place)}
+    found["results/smoke/point_mass_maze/coverage.parquet"] = ("coverage", "coverage", place)
     for name in SCHEMAS:
         found[f"results/smoke/tables/{name}.parquet"] = (name, "tabulate", {})
     for seed in ("0", "1"):

@@ -1,4 +1,5 @@
 import io
+from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
@@ -7,6 +8,7 @@ from matplotlib.colors import to_rgb
 
 from bfmpipe.report import (
     best_of_n,
+    coverage_map,
     curves_aggregate,
     curves_per_task,
     improvement,
@@ -195,3 +197,42 @@ def test_a_family_without_a_method_leaves_a_gap(tables):
     heights = [bar.get_height() for bar in figure.axes[0].containers[1]]
     assert np.isnan(heights[1])
     assert not np.isnan(heights[0])
+
+
+@dataclass
+class Axis:
+    name: str
+    unit: str
+    low: float
+    high: float
+    bins: int
+
+
+@pytest.mark.parametrize("axes", [2, 3, 4])
+def test_coverage_map(axes):
+    cells = np.array([[0, 0, 0, 0], [1, 2, 1, 0], [1, 2, 0, 1], [1, 1, 1, 1]])[:, :axes]
+    named = [Axis(f"a{i}", "m" if i else "", -1.0, 1.0, 2 + i) for i in range(axes)]
+    table = {
+        "source": np.array(["data"] * 3 + ["random"], dtype=object),
+        "cell": cells,
+        "visits": np.array([5, 2, 3, 10]),
+        "first": np.array([0, 4, 7, 0]),
+    }
+    figure = coverage_map.draw(table, named)
+    growth, bar = (next(a for a in figure.axes if name in a.get_ylabel()) for name in _SCALES)
+    maps = [panel for panel in figure.axes if panel not in (growth, bar)]
+    pairs = {2: 1, 3: 2, 4: 2}[axes]
+    assert len(maps) == 2 * pairs
+    titles = [panel.get_title(loc="left") for panel in maps[::pairs]]
+    assert titles == ["the data set: 3 cells", "random actions: 1 cell"]
+    # x is a0, y is a1; cells that were never visited are masked
+    drawn = maps[0].collections[0].get_array().reshape(3, 2)
+    assert drawn.filled(0).tolist() == [[5, 0], [0, 0], [0, 5]]
+    assert maps[-1].get_xlabel() == {2: "a0", 3: "a1, m", 4: "a2, m"}[axes]
+    data, random = growth.get_lines()
+    assert data.get_ydata()[[0, 1, -1]].tolist() == [0, 1, 3]
+    assert random.get_ydata()[-1] == 1
+    assert data.get_xdata()[-1] == 0.01
+
+
+_SCALES = ("cells visited", "states")

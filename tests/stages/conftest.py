@@ -22,6 +22,7 @@ def runs(tmp_path):
         "probe": [],
         "losses": [],
         "trajectories": [],
+        "coverage": [_coverage(tmp_path)],
     }
     for seed in (0, 1):
         for method in SHAPES:
@@ -89,6 +90,21 @@ def _probe(directory, seed):
     columns = _table((*names, "standard_error", "episodes"), rows)
     types = {**_TYPES, "episodes": pa.int32()}
     return _write(directory / f"probe-{seed}.parquet", "probe", columns, types, {"seed": seed})
+
+
+def _coverage(directory):
+    columns = {
+        "source": ["data", "data", "random"],
+        "cell": np.array([[0, 0, 4, 4], [19, 1, 7, 4], [0, 0, 4, 4]], np.int16),
+        "visits": [3, 1, 4],
+        "first": [0, 2, 0],
+    }
+    types = {
+        "source": pa.string(),
+        "cell": pa.list_(pa.int16(), 4),
+        **dict.fromkeys(("visits", "first"), pa.int64()),
+    }
+    return _write(directory / "coverage.parquet", "coverage", columns, types, {"seed": 0})
 
 
 def _losses(directory, seed):

@@ -86,6 +86,19 @@ def test_the_explorer_gets_its_settings(tiny, tmp_path):
     ("changed", "said"),
     [
         ({"explorer": {"name": "random"}}, "no 'random' in bfmpipe.data; it has"),
+        ({"episodes": None}, "collect.episodes is missing"),
+        (
+            {"explorer": {"name": "exorl", "settings": {"path": "nowhere"}}},
+            "collect.episodes: exorl takes episodes from files; set collect.settings.max_episodes",
+        ),
+        (
+            {"explorer": {"name": "exorl"}, "episodes": None},
+            "explorer exorl: path is missing",
+        ),
+        (
+            {"explorer": {"name": "exorl", "settings": {"path": "x"}}, "episodes": None},
+            "x: ExORL recorded point_mass_maze at 1 physics steps",
+        ),
         ({"domain": {"name": "maze"}}, "no 'maze' in bfmpipe.envs; it has"),
         ({"domain": {"name": "point_mass_maze", "settings": {"dt": 1}}}, "dt is not a setting"),
     ],
@@ -97,7 +110,10 @@ def test_unknown_names_are_refused_and_nothing_is_written(tiny, tmp_path, change
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", plugins.names("data"))
+IMPORTS = ("exorl",)  # they bring their own episodes
+
+
+@pytest.mark.parametrize("name", [n for n in plugins.names("data") if n not in IMPORTS])
 def test_every_explorer_gives_valid_data(tiny, tmp_path, name):
     settings = tiny.settings("collect", explorer={"name": name}, episodes=2)
     tiny.run("collect", settings=settings, dataset=tmp_path / "data.parquet")
@@ -105,5 +121,5 @@ def test_every_explorer_gives_valid_data(tiny, tmp_path, name):
 
 
 def test_the_metadata_is_json_with_sorted_keys(tiny):
-    text = pq.read_schema(tiny.dataset).metadata[b"bfmpipe"].decode()
+    text = pq.read_metadata(tiny.dataset).metadata[b"bfmpipe"].decode()
     assert text == json.dumps(json.loads(text), sort_keys=True)

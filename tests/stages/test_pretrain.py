@@ -45,7 +45,7 @@ def test_the_card_says_what_the_model_was_made_from(tiny):
 
 def test_observations_are_normalised_by_the_data(tiny):
     model, _ = load_model(tiny.model)
-    obs = transitions.read(tiny.dataset).obs
+    obs = np.asarray(transitions.read(tiny.dataset).obs)
     np.testing.assert_allclose(model.obs_mean, obs.mean(0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(model.obs_std, obs.std(0, ddof=1), rtol=1e-4)
 
@@ -68,6 +68,15 @@ def test_a_seed_decides_every_byte(tiny, tmp_path):
     assert trained(tiny, tmp_path / "again") == expected
     other = trained(tiny, tmp_path / "other", seed=1)
     assert all(a != b for a, b in zip(other, expected, strict=True))
+
+
+def test_a_data_set_of_compressed_pages_trains_the_same_weights(tiny, tmp_path):
+    origin = pq.read_metadata(tiny.dataset).metadata[b"bfmpipe"]
+    table = pq.read_table(tiny.dataset).replace_schema_metadata({b"bfmpipe": origin})
+    pq.write_table(table, tmp_path / "data.parquet", compression="zstd")
+    train(tiny, tmp_path, dataset=tmp_path / "data.parquet")
+    for name in FILES[1:]:
+        assert (tmp_path / name).read_bytes() == (tiny.model.parent / name).read_bytes()
 
 
 def test_nothing_but_model_and_losses_is_left(tiny, tmp_path):
