@@ -65,6 +65,8 @@ _GAP = 0.1  # metres: half the length of the left passage
 _LONG = "reach_bottom_left_long"
 _AROUND = ("square", "loop", "fast_slow", _LONG)
 
+_GAUSSIAN = np.sqrt(-2 * np.log(0.1))  # its scale: .1 at a margin
+
 
 class Config(DomainConfig):
     """The published maze has 1 physics step a control step (dt .02 s) and 1000-step episodes."""
@@ -120,8 +122,9 @@ class Domain(BaseDomain):
         settings = task.settings
         assert isinstance(settings, TaskConfig)
         if task.name in TARGETS:
-            size = np.abs(action.astype(np.float64))
-            small_control = np.where(size < 1, 1 - size**2, 0).mean(-1)
+            force = action.astype(np.float64)
+            small = np.maximum(1 - force * force, 0)
+            small_control = (small[:, 0] + small[:, 1]) / 2
             near = _near(_distance(fields["qpos"], task.name), settings.target_size)
             return near * (small_control + 4) / 5
         (x, y), (vx, vy) = fields["qpos"].T, fields["qvel"].T
@@ -161,12 +164,14 @@ class Domain(BaseDomain):
 
 
 def _distance(position: Array, task: str) -> Array:
-    return np.linalg.norm(position - np.array(TARGETS[task]), axis=-1)
+    x, y = (position - np.array(TARGETS[task])).T
+    return np.sqrt(x * x + y * y)
 
 
 def _near(distance: Array, size: float) -> Array:
-    """1 up to `size`, a tenth at twice that."""
-    return tolerance(distance, bounds=(0, size), margin=size)
+    """dm_control's tolerance (bounds (0, size), margin size): 1 up to `size`, .1 at twice that."""
+    beyond = np.maximum(distance - size, 0) / size
+    return np.exp(-0.5 * (beyond * _GAUSSIAN) ** 2)
 
 
 def is_free(position: Array) -> Array:
