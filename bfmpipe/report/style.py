@@ -5,6 +5,7 @@ pyplot's global state.
 """
 
 import functools
+import itertools
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -114,8 +115,19 @@ def words(identifier: str) -> str:
 
 
 def legend(figure: Figure, handles: list[Any], columns: int | None = None) -> None:
-    """One legend for the whole figure, below the panels."""
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns or len(handles))
+    """One legend for the whole figure, below the panels, in as many columns as its width holds."""
+    labels = [str(handle.get_label()) for handle in handles]
+    width, most = figure.get_figwidth(), columns or len(handles)
+    fitting = [n for n in range(1, most + 1) if _width(labels, n) < width]
+    figure.legend(handles=handles, loc="outside lower center", ncols=max(fitting, default=1))
+
+
+def _width(labels: list[str], columns: int) -> float:
+    """Of a legend, in inches: a handle and its distances are six tenths, a letter is .073."""
+    long, rest = divmod(len(labels), columns)
+    ends = [i * long + min(i, rest) for i in range(columns + 1)]
+    widest = [max(map(len, labels[a:b]), default=0) for a, b in itertools.pairwise(ends)]
+    return sum(0.6 + 0.073 * letters for letters in widest)
 
 
 def save(figure: Figure, path: Path, *, kind: str, dpi: int = 150) -> None:
