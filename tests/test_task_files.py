@@ -153,7 +153,8 @@ def test_the_pages_table_of_quantities():
             domain, domain.split(domain.start_states(7, np.random.default_rng(0)))
         )
         said = {n: shape for n, shape in re.findall(r"`(\w+)` (\(.*?\))", text)}
-        found = [n for n in physics.quantities() if n not in ("qpos", "qvel")]
+        offered = dict.fromkeys((*physics.quantities(), *domain.fields))
+        found = [n for n in offered if n not in ("qpos", "qvel")]
         assert list(said) == found
         for n, shape in said.items():
             assert str(getattr(physics, n).shape).replace("7", "n") == shape

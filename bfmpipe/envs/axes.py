@@ -2,7 +2,7 @@
 
 A few that its tasks are about, from the physics state alone. Where a body is in the world counts
 only where the domain bounds it. Ranges are those that good policies of the tasks use; bins are so
-fine that random actions visit some hundreds.
+fine that random actions visit a hundred or more.
 """
 
 from collections.abc import Callable, Mapping
