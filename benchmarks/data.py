@@ -26,6 +26,7 @@ import torch
 
 from benchmarks.measuring import table, time_alternately
 from bfmpipe.agents import fb
+from bfmpipe.agents.learner import Learner, LearnerConfig
 from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig
 from bfmpipe.data import exorl, transitions
 from bfmpipe.data.tables import Provenance
@@ -62,16 +63,17 @@ def measure_import(name: str, source: str, dataset: str, most: str) -> dict[str,
     return {"seconds": time.perf_counter() - start, "peak": status("VmHWM")}
 
 
-def load(dataset: Path) -> tuple[fb.Agent, Data, torch.Generator]:
+def load(dataset: Path) -> tuple[Learner, Data, torch.Generator]:
     """As the stage pretrain does it."""
     data = transitions.read(dataset, ("obs", "action"))
     generator = torch.Generator().manual_seed(0)
-    agent = fb.Agent(AGENT, data.obs.shape[1], data.action.shape[1], generator)
+    agent = fb.Agent(AGENT, data.obs.shape[1], data.action.shape[1])
     obs = torch.from_numpy(np.asarray(data.obs))
     agent.model.obs_mean.copy_(obs.mean(0))
     agent.model.obs_std.copy_(obs.std(0).clamp_min(1e-6))
     del obs
-    return agent, Data(data.obs, data.action, torch.from_numpy(data.index)), generator
+    learner = Learner([agent], [generator], LearnerConfig())
+    return learner, Data(data.obs, data.action, torch.from_numpy(data.index)), generator
 
 
 def measure_training(dataset: str) -> dict[str, float]:
@@ -87,10 +89,10 @@ def measure_training(dataset: str) -> dict[str, float]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     start = time.perf_counter()
-    agent, data, generator = load(Path(dataset))
+    learner, data, _ = load(Path(dataset))
     loaded = time.perf_counter() - start
     config = TrainerConfig(updates=UPDATES)
-    trainer = Trainer(agent, data, AGENT.batch, config, generator, {})
+    trainer = Trainer(learner, data, config, {})
     trainer.run(Path(dataset).with_name("none.safetensors"))
     anonymous, trained[0] = trained[0], -1.0
     watcher.join()
@@ -103,7 +105,7 @@ def measure_training(dataset: str) -> dict[str, float]:
 
 
 def measure_sampling(dataset: str) -> dict[str, float]:
-    agent, data, generator = load(Path(dataset))
+    learner, data, generator = load(Path(dataset))
     rows = 600_000
     inside = Data(
         torch.from_numpy(np.asarray(data.obs[:rows])),
@@ -114,7 +116,7 @@ def measure_sampling(dataset: str) -> dict[str, float]:
     calls = {
         "file": lambda: data.sample(AGENT.batch, generator),
         "memory": lambda: inside.sample(AGENT.batch, generator),
-        "update": lambda: agent.update(*batch, learning_rate_scale=1.0),
+        "update": lambda: learner.update([batch]),
     }
     return {name: 1e3 * t.wall for name, t in time_alternately(calls, rounds=15).items()}
 

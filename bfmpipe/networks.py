@@ -5,12 +5,11 @@ Shapes: n rows, `heads` networks side by side, inputs (n, features), outputs of 
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 from bfmpipe.kernels import Embedding, Linear, Network
 
@@ -19,7 +18,12 @@ Architecture = Literal["concatenated", "two_embeddings"]
 
 def project_z(x: Tensor) -> Tensor:
     """sqrt(d) x / |x| along the last axis: the sphere that latents live on."""
-    return math.sqrt(x.shape[-1]) * torch.nn.functional.normalize(x, dim=-1)
+    return math.sqrt(x.shape[-1]) * torch.nn.functional.normalize(widen(x), dim=-1)
+
+
+def widen(x: Tensor) -> Tensor:
+    """What a product in 16 bits gives, in float32; anything else as it is."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.half) else x
 
 
 def waves(x: Tensor, octaves: int) -> Tensor:
@@ -60,19 +64,29 @@ class ParallelLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(heads, 1, features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The normalised input, (heads, n, features)."""
-        normalised = torch.nn.functional.layer_norm(x, x.shape[-1:])
+        """The normalised input, (heads, n, features), in float32 or wider."""
+        if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+            # the faster form on a CPU; in float32 it would round otherwise than the published runs
+            heads = [
+                layer_norm(y, y.shape[-1:], weight[0], bias[0])
+                for y, weight, bias in zip(x.float(), self.weight, self.bias, strict=True)
+            ]
+            return torch.stack(heads) if len(heads) > 1 else heads[0][None]
+        normalised = layer_norm(x, x.shape[-1:])
         return torch.addcmul(self.bias, normalised, self.weight)
 
 
-def _embedding(heads: int, in_features: int, hidden: int, out_features: int) -> nn.Sequential:
-    return nn.Sequential(
+def _embedding(
+    heads: int, in_features: int, hidden: int, out_features: int, depth: int = 2
+) -> nn.Sequential:
+    layers: list[nn.Module] = [
         ParallelLinear(heads, in_features, hidden),
         ParallelLayerNorm(heads, hidden),
         nn.Tanh(),
-        ParallelLinear(heads, hidden, out_features),
-        nn.ReLU(),
-    )
+    ]
+    for _ in range(depth - 2):
+        layers += [ParallelLinear(heads, hidden, hidden), nn.ReLU()]
+    return nn.Sequential(*layers, ParallelLinear(heads, hidden, out_features), nn.ReLU())
 
 
 def _layers_of_embedding(embedding: nn.Sequential) -> Embedding:
@@ -99,6 +113,7 @@ class ConditionedMap(nn.Module):
         out_dim: width of the output.
         architecture: see above.
         trunk_layers: hidden layers of the trunk of "two_embeddings".
+        embedding_layers: layers of an embedding of "two_embeddings"; `layers` needs two.
     """
 
     def __init__(
@@ -112,6 +127,7 @@ class ConditionedMap(nn.Module):
         *,
         architecture: Architecture,
         trunk_layers: int,
+        embedding_layers: int = 2,
     ) -> None:
         super().__init__()
         self.concatenated = architecture == "concatenated"
@@ -119,8 +135,8 @@ class ConditionedMap(nn.Module):
             self.trunk = _embedding(heads, obs_dim + left_dim + right_dim, hidden, hidden)
         else:
             half = hidden // 2
-            self.left = _embedding(heads, obs_dim + left_dim, hidden, half)
-            self.right = _embedding(heads, obs_dim + right_dim, hidden, half)
+            self.left = _embedding(heads, obs_dim + left_dim, hidden, half, embedding_layers)
+            self.right = _embedding(heads, obs_dim + right_dim, hidden, half, embedding_layers)
             layers: list[nn.Module] = []
             for _ in range(trunk_layers):
                 layers += [ParallelLinear(heads, hidden, hidden), nn.ReLU()]
@@ -136,7 +152,7 @@ class ConditionedMap(nn.Module):
             left_half = self.left(torch.cat([obs, left], dim=-1))
             right_half = self.right(torch.cat([obs, *rest], dim=-1))
             hidden = torch.cat([left_half, right_half], dim=-1)
-        return self.out(self.trunk(hidden))
+        return widen(self.out(self.trunk(hidden)))
 
     def layers(self) -> Network:
         """The map as sf_evaluate takes it: of obs, z (here left) and action (right)."""
@@ -147,11 +163,86 @@ class ConditionedMap(nn.Module):
         return Network(left, right, trunk, self.out.layer())
 
 
-class BackwardMap(nn.Module):
-    """State features (n, out_dim) on the sphere: Linear, LayerNorm, tanh, hidden layers, Linear."""
+class ResidualLayer(nn.Module):
+    """Mish(Linear(LayerNorm(x))), (heads, n, out): added to x with `skip`; Mish can be left out."""
 
-    def __init__(self, obs_dim: int, hidden: int, hidden_layers: int, out_dim: int) -> None:
+    def __init__(
+        self,
+        heads: int,
+        in_features: int,
+        out_features: int,
+        *,
+        skip: bool = False,
+        activation: bool = True,
+    ) -> None:
         super().__init__()
+        self.skip = skip
+        self.activation = activation
+        self.norm = ParallelLayerNorm(heads, in_features)
+        self.linear = ParallelLinear(heads, in_features, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output, of x (n, in) or (heads, n, in)."""
+        y = self.linear(self.norm(x))
+        y = torch.nn.functional.mish(y) if self.activation else y
+        return x + y if self.skip else y
+
+
+class ResidualMap(nn.Module):
+    """The map of a ConditionedMap with two embeddings, of residual layers.
+
+    An embedding is an input layer, embedding_layers - 2 layers with a skip, and a layer down to
+    half the width; the trunk is trunk_layers layers with a skip on [right, left], in this order.
+    The arguments are those of ConditionedMap.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        obs_dim: int,
+        left_dim: int,
+        right_dim: int,
+        hidden: int,
+        out_dim: int,
+        *,
+        trunk_layers: int,
+        embedding_layers: int = 2,
+    ) -> None:
+        super().__init__()
+
+        def skips(n: int) -> list[nn.Module]:
+            return [ResidualLayer(heads, hidden, hidden, skip=True) for _ in range(n)]
+
+        def embedding(in_features: int) -> nn.Sequential:
+            return nn.Sequential(
+                ResidualLayer(heads, in_features, hidden),
+                *skips(embedding_layers - 2),
+                ResidualLayer(heads, hidden, hidden // 2),
+            )
+
+        self.left = embedding(obs_dim + left_dim)
+        self.right = embedding(obs_dim + right_dim)
+        self.trunk = nn.Sequential(*skips(trunk_layers))
+        self.out = ResidualLayer(heads, hidden, out_dim, activation=False)
+
+    def forward(self, obs: Tensor, left: Tensor, right: Tensor | None = None) -> Tensor:
+        """Features (heads, n, out_dim) of obs (n, obs_dim), left (n, left_dim), right."""
+        left_half = self.left(torch.cat([obs, left], dim=-1))
+        right_half = self.right(obs if right is None else torch.cat([obs, right], dim=-1))
+        return self.out(self.trunk(torch.cat([right_half, left_half], dim=-1)))
+
+
+class BackwardMap(nn.Module):
+    """State features (n, out_dim): Linear, LayerNorm, tanh, hidden layers, Linear.
+
+    With `project` they lie on the sphere.
+    """
+
+    def __init__(
+        self, obs_dim: int, hidden: int, hidden_layers: int, out_dim: int, *, project: bool = True
+    ) -> None:
+        super().__init__()
+        self.project = project
         layers: list[nn.Module] = [nn.Linear(obs_dim, hidden), nn.LayerNorm(hidden), nn.Tanh()]
         for _ in range(hidden_layers):
             layers += [nn.Linear(hidden, hidden), nn.ReLU()]
@@ -163,7 +254,8 @@ class BackwardMap(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """Features (n, out_dim) of obs (n, obs_dim)."""
-        return project_z(self.layers(obs))
+        features = widen(self.layers(obs))
+        return project_z(features) if self.project else features
 
 
 class Actor(nn.Module):
@@ -196,14 +288,23 @@ class Actor(nn.Module):
         return torch.tanh(self.map(obs, z)[0])
 
 
-def add_noise(action: Tensor, std: float, clip: float, generator: torch.Generator) -> Tensor:
-    """Actions plus Gaussian noise of `std`, clipped at +-`clip`, kept in [-1, 1].
+def clipped_noise(like: Tensor, std: float, clip: float, generator: torch.Generator) -> Tensor:
+    """Gaussian noise of `std`, clipped at +-`clip`, of the shape of these actions."""
+    noise = torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+    return (noise * std).clamp(-clip, clip)
+
+
+def perturb(action: Tensor, noise: Tensor) -> Tensor:
+    """Actions plus noise, kept in [-1, 1].
 
     The clamp at the ends passes the gradient through, so that an actor can leave them.
     """
-    noise = torch.randn(action.shape, generator=generator, device=action.device) * std
-    noisy = action + noise.clamp(-clip, clip)
-    return action + (noisy.clamp(-1, 1) - action).detach()
+    return action + ((action + noise).clamp(-1, 1) - action).detach()
+
+
+def add_noise(action: Tensor, std: float, clip: float, generator: torch.Generator) -> Tensor:
+    """`perturb` by `clipped_noise`."""
+    return perturb(action, clipped_noise(action, std, clip, generator))
 
 
 def reduce_heads(x: Tensor, pessimism: float) -> Tensor:
@@ -218,16 +319,3 @@ def reduce_heads(x: Tensor, pessimism: float) -> Tensor:
 def update_target(target: nn.Module, online: nn.Module, tau: float) -> None:
     """target <- (1 - tau) target + tau online, all parameters in one launch."""
     torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)
-
-
-@contextmanager
-def frozen(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Within the block no gradient of the modules' weights is built."""
-    parameters = [p for module in modules for p in module.parameters()]
-    for p in parameters:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in parameters:
-            p.requires_grad_(True)

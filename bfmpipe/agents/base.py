@@ -1,8 +1,12 @@
 """What every BFM is to the rest of the pipeline: a frozen model, and an agent that trains it."""
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from bfmpipe.config import Config
@@ -11,14 +15,37 @@ from bfmpipe.networks import project_z
 
 
 class AgentConfig(Config):
-    """Settings every agent has."""
+    """Settings every agent has.
 
-    z_dim: int
-    discount: float
+    A preset is a set of defaults by name: what is set beside it wins.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    preset: str | None = None
+    z_dim: int = Field(50, ge=2)
+    discount: float = Field(0.98, gt=0, lt=1)
     """Of one control step."""
-    stride: int
-    """Control steps a training transition spans."""
-    batch: int
+    stride: int = Field(1, ge=1)
+    """Control steps a training transition spans, under the mean of its actions. Where exploration
+    holds its actions this is the same decision problem on a coarser clock: an action does more,
+    a far goal is fewer steps away, and both are learnt sooner. The policy still acts every step.
+    Values are counted a control step all the same: psi is scaled by (1 - gamma^stride) /
+    (1 - gamma)."""
+    batch: int = Field(1024, ge=2)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        settings, name = given, given.get("preset")
+        if isinstance(name, str):
+            if name not in cls.presets:
+                raise ValueError(f"there is no preset {name!r}; valid: {', '.join(cls.presets)}")
+            settings = {**cls.presets[name], **given}
+        # behind a validator of ours pydantic no longer takes JSON's lists for tuples
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
 
 
 class Model(nn.Module, ABC):
@@ -31,6 +58,8 @@ class Model(nn.Module, ABC):
 
     obs_mean: Tensor
     obs_std: Tensor
+    inference_weights: ClassVar[Literal["expectation", "least-squares"]] = "expectation"
+    """How the method gets w from rewards: see `inference.reward`."""
 
     def __init__(self, config: AgentConfig, obs_dim: int, action_dim: int) -> None:
         super().__init__()
@@ -107,27 +136,87 @@ class Model(nn.Module, ABC):
 
     def sample_z(self, n: int, generator: torch.Generator) -> Tensor:
         """n latents (n, d), uniform on the sphere."""
-        return project_z(torch.randn(n, self.z_dim, generator=generator))
+        noise = torch.randn(n, self.z_dim, generator=generator, device=generator.device)
+        return project_z(noise)
 
 
-class Agent(ABC):
-    """A model in training."""
+class Batch(NamedTuple):
+    """n transitions, sampled uniformly; observations are raw.
+
+    obs (n, obs_dim); action (n, action_dim), the mean over the transition's steps; next_obs
+    (n, obs_dim), `stride` steps later; future (n, obs_dim), a later state of the same episode, or
+    next_obs where the agent asks for none.
+    """
+
+    obs: Tensor
+    action: Tensor
+    next_obs: Tensor
+    future: Tensor
+
+
+class Phase(NamedTuple):
+    """One loss of an agent, and what it trains."""
+
+    name: str
+    trains: tuple[str, ...]
+    """Submodules of the agent whose weights it moves, by their dotted names."""
+    learning_rate: float
+    every: int = 1
+    """Updates to one of this phase."""
+
+
+Draws = dict[str, Tensor]
+_NOTHING: Draws = {}
+
+
+class Loss(NamedTuple):
+    """What a phase computes; everything but `value` is detached."""
+
+    value: Tensor
+    """The scalar to descend."""
+    metrics: dict[str, Tensor]
+    """Scalars for the table of losses."""
+    shared: Draws = _NOTHING
+    """What later phases of the same update read."""
+    buffers: Draws = _NOTHING
+    """New values of the agent's buffers, by their dotted names."""
+
+
+class Agent(nn.Module, ABC):
+    """The losses that train a model, phase by phase; `learner.Learner` descends them.
+
+    A loss is a function of weights, batch and draws alone: it has no randomness of its own and
+    changes nothing, so that it can be compiled, and run for several seeds at once.
+    """
 
     model: Model
-    optimisers: dict[str, torch.optim.Optimizer]
-    targets: dict[str, nn.Module]
-    step: int
-    """Updates made."""
+    phases: tuple[Phase, ...]
+    """In the order in which an update goes through them."""
+    targets: Mapping[str, tuple[str, float]]
+    """Target networks: name of the submodule -> name of the one it follows, and tau."""
+    watched_loss: ClassVar[str]
+    """The metric whose turn, while `q` climbs, rings the divergence alarm."""
+    future_discount: float | None = None
+    """Where the agent reads Batch.future: the discount of the geometric number of transitions."""
 
-    @abstractmethod
-    def update(
-        self, obs: Tensor, action: Tensor, next_obs: Tensor, *, learning_rate_scale: float
-    ) -> dict[str, Tensor]:
-        """One training step on a batch of transitions; metrics as scalar tensors, detached.
+    def __init__(self, config: AgentConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def draw(self, batch: Batch, generator: torch.Generator, due: Collection[str]) -> Draws:
+        """The random numbers of one update, and what is worked out of the batch beforehand.
 
         Args:
-            obs: (n, obs_dim), raw.
-            action: (n, action_dim), the mean over the transition's steps.
-            next_obs: (n, obs_dim), raw, `stride` steps later.
-            learning_rate_scale: factor on every learning rate, in [0, 1].
+            batch: the transitions.
+            generator: where from.
+            due: names of the phases of this update.
         """
+        return {}
+
+    @abstractmethod
+    def forward(self, phase: str, batch: Batch, draws: Draws, shared: Draws) -> Loss:
+        """The loss of a phase; `shared` is what the earlier ones of the update left."""
+
+    def follow(self, module: nn.Module) -> nn.Module:
+        """A target network: a frozen copy."""
+        return copy.deepcopy(module).requires_grad_(False)

@@ -1,6 +1,7 @@
 """Training of any agent on a data set: resumable to the same bytes, with a divergence alarm."""
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,18 +12,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from bfmpipe.agents.base import Agent
-from bfmpipe.config import Config
-from bfmpipe.data.tensors import (
-    load_tensors,
-    load_training_state,
-    save_tensors,
-    training_state,
-)
+from bfmpipe.agents.base import Batch
+from bfmpipe.agents.learner import Learner, LearnerConfig
+from bfmpipe.data.tensors import load_tensors, save_tensors
 from bfmpipe.types import UserError
 
 
-class TrainerConfig(Config):
+class TrainerConfig(LearnerConfig):
     """How long to train, and what to write on the way."""
 
     updates: int = Field(1_000_000, ge=1)
@@ -31,17 +27,21 @@ class TrainerConfig(Config):
     checkpoint_every: int = Field(10_000, ge=1)
     log_every: int = Field(100, ge=1)
     """Updates averaged to one row of the table of losses."""
+    evaluate_every: int | None = Field(None, ge=1)
+    """Updates between evaluations of the model as it stands; by default only the end has one."""
     divergence_margin: float = Field(0.2, gt=0)
-    """The alarm: `fb_loss` above its minimum by this share of its range, while `q` climbs."""
+    """The alarm: the agent's watched loss above its minimum by this share of its range, while `q`
+    climbs."""
 
     @model_validator(mode="after")
     def _checkpoints_end_rows(self) -> "TrainerConfig":
         # a checkpoint holds no half-averaged row, so it must stand at the end of one
-        if self.checkpoint_every % self.log_every:
-            raise ValueError(
-                f"checkpoint_every ({self.checkpoint_every}) must be a multiple of log_every "
-                f"({self.log_every})"
-            )
+        for name in ("checkpoint_every", "evaluate_every"):
+            value = getattr(self, name)
+            if value is not None and value % self.log_every:
+                raise ValueError(
+                    f"{name} ({value}) must be a multiple of log_every ({self.log_every})"
+                )
         return self
 
 
@@ -52,116 +52,202 @@ class Rows(Protocol):
         """The rows, with one axis more than the indices."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Data:
     """Transitions, sampled uniformly: row i leads to row i + stride.
 
     obs (rows, obs_dim) and action (rows, action_dim), tensors or rows on disk; index
-    (transitions,) int64, the rows that have one `stride` rows further in the same episode.
+    (transitions,) int64, the rows that have one `stride` rows further in the same episode; last
+    (transitions,) int64, the last rows of their episodes, for agents that read later states.
     """
 
     obs: Tensor | Rows
     action: Tensor | Rows
     index: Tensor
     stride: int = 1
+    last: Tensor | None = None
 
-    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """obs, action (the mean of the steps between), next_obs of n transitions."""
-        i = self.index[torch.randint(len(self.index), (n,), generator=generator)]
+    def to(self, device: torch.device) -> "Data":
+        """The same with what is in memory on a device."""
+        move = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return Data(**{**vars(self), **move})
+
+    def sample(
+        self, n: int, generator: torch.Generator, future_discount: float | None = None
+    ) -> Batch:
+        """n transitions; `future` is a state a geometric number of transitions later, or the last.
+
+        Args:
+            n: how many.
+            generator: on the device of the tensors.
+            future_discount: P(k transitions later) = (1 - d) d^(k-1); None leaves it out.
+        """
+        device = generator.device
+        drawn = torch.randint(len(self.index), (n,), generator=generator, device=device)
+        i = self.index[drawn]
         obs, next_obs = _take(self.obs, i), _take(self.obs, i + self.stride)
         if self.stride == 1:
-            return obs, _take(self.action, i), next_obs
-        between = _take(self.action, i[:, None] + torch.arange(self.stride))
-        return obs, between.mean(1), next_obs
+            action = _take(self.action, i)
+        else:
+            steps = torch.arange(self.stride, device=device)
+            action = _take(self.action, i[:, None] + steps).mean(1)
+        if future_discount is None:
+            return Batch(obs, action, next_obs, next_obs)
+        assert self.last is not None
+        uniform = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
+        later = 1 + ((1 - uniform).log() / math.log(future_discount)).long()
+        future = torch.minimum(i + self.stride * later, self.last[drawn])
+        return Batch(obs, action, next_obs, _take(self.obs, future))
 
 
 def _take(column: Tensor | Rows, rows: Tensor) -> Tensor:
-    return column[rows] if isinstance(column, Tensor) else torch.from_numpy(column[rows.numpy()])
+    if isinstance(column, Tensor):
+        return column[rows]
+    return torch.from_numpy(column[rows.cpu().numpy()]).to(rows.device)
+
+
+Totals = dict[str, dict[int, Tensor]]
+"""Metric -> update -> its value, (seeds,) or a scalar, since the last row."""
 
 
 @dataclass
 class Trainer:
-    """Trains an agent; a checkpoint holds all its state.
+    """Trains the agents of a learner; a checkpoint holds all its state.
 
     Args:
-        agent: the agent.
-        data: what it learns from.
-        batch: transitions an update.
+        learner: the agents, one a seed, and their generators.
+        data: what they learn from.
         config: see TrainerConfig.
-        generator: the source of all randomness of the training.
-        identity: what a checkpoint must agree with to be continued (settings, code, seed).
+        identity: what a checkpoint must agree with to be continued (settings, code, seeds).
+        evaluate: called every `evaluate_every` updates, if that is set, and at the end, with the
+            number of updates; what it returns, JSON-able, is kept in `evaluations`. It must leave
+            the agents and their generators alone.
     """
 
-    agent: Agent
+    learner: Learner
     data: Data
-    batch: int
     config: TrainerConfig
-    generator: torch.Generator
     identity: Mapping[str, Any]
-    done: int = 0
-    losses: list[dict[str, float]] = field(default_factory=list)
+    evaluate: Callable[[int], list[dict[str, Any]]] | None = None
+    losses: list[list[dict[str, float]]] = field(init=False)
+    """One list of rows a seed."""
+    evaluations: list[dict[str, Any]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         """Refuse data that cannot fill a batch."""
+        self.agent = self.learner.agents[0]
+        self.batch = self.agent.config.batch
+        self.losses = [[] for _ in self.learner.agents]
+        self.data = self.data.to(self.learner.device)
         if len(self.data.index) < self.batch:
             raise UserError(
                 f"the data set has {len(self.data.index)} transitions, fewer than one batch of "
                 f"{self.batch}; collect more or set a smaller batch"
             )
 
+    @property
+    def done(self) -> int:
+        """Updates made."""
+        return self.learner.step
+
     def run(self, checkpoint: Path, progress: Callable[[int], object] = lambda _: None) -> None:
         """Train to the end, from `checkpoint` if it belongs to this training.
 
         Raises:
-            UserError: where a loss is no longer a number; the last checkpoint is kept.
+            UserError: where a loss or a weight is no longer a number; the last checkpoint is kept.
         """
         self._resume(checkpoint)
         progress(self.done)
-        reported = self.done
-        totals: dict[str, list[Tensor]] = defaultdict(list)
-        while self.done < self.config.updates:
-            batch = self.data.sample(self.batch, self.generator)
-            metrics = self.agent.update(*batch, learning_rate_scale=self._learning_rate_scale())
-            self.done += 1
+        reported, config, learner = self.done, self.config, self.learner
+        totals: Totals = defaultdict(dict)
+        future = self.agent.future_discount
+        while self.done < config.updates:
+            batches = [self.data.sample(self.batch, g, future) for g in learner.generators]
+            metrics = learner.update(batches, learning_rate_scale=self._learning_rate_scale())
             for name, value in metrics.items():
-                totals[name].append(value)
-            if self.done % self.config.log_every == 0 or self.done == self.config.updates:
+                totals[name][self.done] = value
+            at_end = self.done == config.updates
+            if self.done % config.log_every == 0 or at_end:
                 self._log(totals, checkpoint)
                 totals.clear()
                 progress(self.done - reported)
                 reported = self.done
-            if self.done % self.config.checkpoint_every == 0 and self.done < self.config.updates:
+            every = config.evaluate_every
+            evaluates = at_end or (every is not None and self.done % every == 0)
+            saves = self.done % config.checkpoint_every == 0 and not at_end
+            if evaluates or saves:
+                self._check_weights(checkpoint)
+            if evaluates:
+                learner.sync()
+                if self.evaluate:
+                    self.evaluations += self.evaluate(self.done)
+            if saves:
                 self._save(checkpoint)
 
-    @property
-    def diverged_at(self) -> int | None:
-        """The update at which the divergence alarm first rang, if it did."""
-        rang = divergence(self.losses, self.config.divergence_margin)
-        return int(self.losses[rang.index(True)]["update"]) if any(rang) else None
+    def diverged_at(self, seed_index: int = 0) -> int | None:
+        """The update at which the divergence alarm first rang for a seed, if it did."""
+        rows = self.losses[seed_index]
+        rang = self.alarm(seed_index)
+        return int(rows[rang.index(True)]["update"]) if any(rang) else None
+
+    def alarm(self, seed_index: int = 0) -> list[bool]:
+        """Whether the divergence alarm rings, row by row of a seed's losses."""
+        margin = self.config.divergence_margin
+        return divergence(self.losses[seed_index], margin, self.agent.watched_loss)
 
     def _learning_rate_scale(self) -> float:
         left = self.config.updates - self.done
         decay = self.config.decay_fraction * self.config.updates
         return min(1.0, left / decay) if decay else 1.0
 
-    def _log(self, totals: Mapping[str, list[Tensor]], checkpoint: Path) -> None:
-        row = {name: float(torch.stack(values).mean()) for name, values in totals.items()}
-        for name, value in row.items():
-            if value != value or abs(value) == float("inf"):
-                kept = f"the last good state is in {checkpoint}" if checkpoint.exists() else ""
-                raise UserError(
-                    f"training broke down: '{name}' is {value} by update {self.done}; lower the "
-                    f"learning rate or raise ortho_coef; {kept or 'no checkpoint was due yet'}"
-                )
-        last = self.losses[-1] if self.losses else {}  # what was not updated since stands as it was
-        self.losses.append({**last, "update": self.done, **row})
+    def _log(self, totals: Totals, checkpoint: Path) -> None:
+        """One row a seed; the first read of the device since the last one."""
+        values = {name: torch.stack([*t.values()]).view(len(t), -1) for name, t in totals.items()}
+        means = {name: value.mean(0).tolist() for name, value in values.items()}
+        if not all(math.isfinite(x) for mean in means.values() for x in mean):
+            raise self._breakdown(totals, values, checkpoint)
+        for i, rows in enumerate(self.losses):
+            last = rows[-1] if rows else {}  # what was not updated since stands as it was
+            row = {name: mean[i] for name, mean in means.items()}
+            rows.append({**last, "update": self.done, **row})
 
-    def _tensors(self) -> dict[str, Tensor]:
-        agent = self.agent
-        modules = {"model": agent.model, **agent.targets}
-        tensors = training_state(modules, agent.optimisers)
-        tensors["generator"] = self.generator.get_state()
-        return tensors
+    def _breakdown(
+        self, totals: Totals, values: Mapping[str, Tensor], checkpoint: Path
+    ) -> UserError:
+        """Name the first number that is none, by update and then by phase."""
+        found = [
+            (update, name, row)
+            for name, rows in values.items()
+            for update, row in zip(totals[name], rows, strict=True)
+            if not bool(row.isfinite().all())
+        ]
+        if not found:  # only their sum overflowed
+            sums = [(name, rows.mean(0)) for name, rows in values.items()]
+            found = [(self.done, n, row) for n, row in sums if not bool(row.isfinite().all())]
+        update, name, row = min(found, key=lambda one: one[0])
+        value = row[~row.isfinite()][0].item()
+        broken = self._broken()
+        where = f"; not finite: {broken}" if broken else ""
+        return self._stopped(f"'{name}' is {value} at update {update}{where}", checkpoint)
+
+    def _check_weights(self, checkpoint: Path) -> None:
+        """The last update may have broken them without a loss to show it."""
+        broken = self._broken()
+        if broken:
+            raise self._stopped(f"not finite after update {self.done}: {broken}", checkpoint)
+
+    def _broken(self) -> str:
+        names = [n for n, t in self.learner.tensors.items() if not bool(t.isfinite().all())]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return f"tensor '{names[0]}'{more}" if names else ""
+
+    @staticmethod
+    def _stopped(what: str, checkpoint: Path) -> UserError:
+        kept = f"the last good state is in {checkpoint}" if checkpoint.exists() else ""
+        return UserError(
+            f"training broke down: {what}; lower the learning rates; "
+            f"{kept or 'no checkpoint was due yet'}"
+        )
 
     def _save(self, path: Path) -> None:
         header = {
@@ -169,8 +255,9 @@ class Trainer:
             "identity": json.loads(json.dumps(self.identity)),
             "done": self.done,
             "losses": self.losses,
+            "evaluations": self.evaluations,
         }
-        save_tensors(path, self._tensors(), header)
+        save_tensors(path, self.learner.state(), header)
 
     def _resume(self, path: Path) -> None:
         if not path.exists():
@@ -179,23 +266,19 @@ class Trainer:
         if header.get("identity") != json.loads(json.dumps(self.identity)):
             path.unlink()  # settings, code, data or seed have changed since: start afresh
             return
-        agent = self.agent
-        modules = {"model": agent.model, **agent.targets}
-        load_training_state(tensors, modules, agent.optimisers)
-        self.generator.set_state(tensors["generator"])
-        self.done, self.losses = header["done"], header["losses"]
-        agent.step = self.done
+        self.learner.load_state(tensors, header["done"])
+        self.losses, self.evaluations = header["losses"], header["evaluations"]
 
 
 def divergence(
-    losses: Sequence[Mapping[str, float]], margin: float, window: int = 10
+    losses: Sequence[Mapping[str, float]], margin: float, watched: str, window: int = 10
 ) -> list[bool]:
     """Whether the alarm rings, row by row: the loss has turned while Q keeps climbing.
 
-    On means over the last `window` rows: `fb_loss` is above its minimum so far by `margin` of its
-    range so far, and `q` is at its maximum. Agents without these losses never ring it.
+    On means over the last `window` rows: the `watched` loss is above its minimum so far by `margin`
+    of its range so far, and `q` is at its maximum. Without these columns it never rings.
     """
-    if not losses or not {"fb_loss", "q"} <= losses[0].keys():
+    if not losses or not {watched, "q"} <= losses[0].keys():
         return [False] * len(losses)
     rang = []
     low, high, top = float("inf"), float("-inf"), float("-inf")
@@ -204,7 +287,7 @@ def divergence(
             rang.append(False)
             continue
         rows = losses[end - window : end]
-        loss, q = (sum(row[name] for row in rows) / window for name in ("fb_loss", "q"))
+        loss, q = (sum(row[name] for row in rows) / window for name in (watched, "q"))
         low, high, top = min(low, loss), max(high, loss), max(top, q)
         # before the loss has fallen, being above its minimum says nothing
         fallen = end > 2 * window and high - low > 0

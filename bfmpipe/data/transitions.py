@@ -117,6 +117,11 @@ class Transitions:
         until = max(0, len(self.episode) - stride)
         return np.flatnonzero(self.episode[stride:] == self.episode[:until])
 
+    def last_of(self, stride: int) -> Array:
+        """The last row of the episode of each entry of `index_of`, int64."""
+        ends = np.append(np.flatnonzero(np.diff(self.episode)), len(self.episode) - 1)
+        return ends[np.searchsorted(ends, self.index_of(stride))]
+
 
 def write(path: Path, data: Transitions, provenance: Provenance) -> None:
     """Write a data set, whole or not at all."""

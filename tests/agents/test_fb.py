@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from bfmpipe.agents import fb
+from bfmpipe.agents.base import Batch
+from bfmpipe.agents.learner import Learner, LearnerConfig
+from bfmpipe.agents.losses import measure_loss, orthonormality_loss
+from bfmpipe.config import parse
 from bfmpipe.networks import project_z
+from bfmpipe.types import UserError
 
 GAMMA = 0.9
 
@@ -43,11 +48,11 @@ def test_gram_losses_are_the_double_loop(heads, n, d):
         for shape in ((heads, n, d), (n, d), (n, d), (n, d))
     )
     _same(
-        fb.fb_loss(F, B, target_F, target_B, GAMMA),
+        measure_loss(F, B, target_F, target_B, GAMMA),
         pairwise_fb_loss(F, B, target_F, target_B, GAMMA),
         [F, B],
     )
-    _same(fb.orthonormality_loss(B), pairwise_orthonormality(B), [B])
+    _same(orthonormality_loss(B), pairwise_orthonormality(B), [B])
 
 
 def _same(ours, plain, inputs):
@@ -101,7 +106,7 @@ def test_gradient_vanishes_at_the_true_successor_measure():
 
 
 def test_sampled_loss_estimates_the_expected_one():
-    """fb_loss on batches of the chain has the expected gradient, zero at the truth."""
+    """measure_loss on batches of the chain has the expected gradient, zero at the truth."""
     P, M, rho = chain()
     generator = torch.Generator().manual_seed(1)
     F = (M / rho).clone().requires_grad_()
@@ -112,7 +117,7 @@ def test_sampled_loss_estimates_the_expected_one():
     for _ in range(repeats):
         s = torch.multinomial(rho, n, replacement=True, generator=generator)
         s_next = torch.multinomial(P[s], 1, generator=generator)[:, 0]
-        loss = fb.fb_loss(F[s][None], B[s_next], F[s_next].detach(), B[s_next].detach(), GAMMA)
+        loss = measure_loss(F[s][None], B[s_next], F[s_next].detach(), B[s_next].detach(), GAMMA)
         gradient = torch.autograd.grad(loss, [F, B])
         total = [t + g / repeats for t, g in zip(total, gradient, strict=True)]
         squares += gradient[0] ** 2 / repeats
@@ -149,38 +154,68 @@ def test_model_shapes_and_sphere(architecture):
         torch.testing.assert_close(on_sphere.norm(dim=-1), torch.full((5,), 2.0))
 
 
-def updated(**settings):
-    """An agent after its second update, the one at which `actor_every` 2 skips the actor."""
+def learner(**settings):
     torch.manual_seed(0)
-    config = SMALL.model_copy(update=settings)
-    agent = fb.Agent(config, 4, 2, torch.Generator().manual_seed(0))
-    agent.step = 1
-    batch = torch.randn(8, 4), torch.rand(8, 2), torch.randn(8, 4)
-    return agent, agent.update(*batch, learning_rate_scale=1.0)
+    agent = fb.Agent(SMALL.model_copy(update=settings), 4, 2)
+    return Learner([agent], [torch.Generator().manual_seed(0)], LearnerConfig())
 
 
-def test_the_actors_step_builds_no_gradient_of_the_forward_map():
+def batch(generator=None):
+    obs, next_obs = (torch.randn(8, 4, generator=generator) for _ in range(2))
+    action = torch.rand(8, 2, generator=generator) * 2 - 1
+    return Batch(obs, action, next_obs, next_obs)
+
+
+def updated(**settings):
+    """A learner after its second update, the one at which `actor_every` 2 skips the actor."""
+    made = learner(**settings)
+    made.step = 1
+    return made, made.update([batch()])
+
+
+def test_the_actors_step_moves_nothing_but_the_actor():
     with_actor, metrics = updated(actor_every=1)
     without, fewer = updated(actor_every=2)
     assert set(metrics) - set(fewer) == {"q"}
-    for module in ("forward_map", "backward_map"):
-        for ours, theirs in zip(
-            getattr(with_actor.model, module).parameters(),
-            getattr(without.model, module).parameters(),
-            strict=True,
-        ):
-            assert torch.equal(ours.grad, theirs.grad)
-            assert torch.equal(ours, theirs)
-    assert all(p.requires_grad for p in with_actor.model.parameters())
-    policies = with_actor.model.policy.parameters(), without.model.policy.parameters()
-    assert not all(torch.equal(a, b) for a, b in zip(*policies, strict=True))
+    moved = [
+        name
+        for name, tensor in with_actor.tensors.items()
+        if not torch.equal(tensor, without.tensors[name])
+    ]
+    assert moved
+    assert all(name.startswith("model.policy.") for name in moved)
 
 
 def test_heads_start_apart_and_metrics_keep_no_graph():
-    agent, metrics = updated()
-    heads = agent.model.forward_map.out.weight
+    made, metrics = updated()
+    heads = made.agents[0].model.forward_map.out.weight
     assert not torch.equal(heads[0], heads[1])
     assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_target_pessimism_changes_the_measure_loss_only():
+    _, metrics = updated()
+    _, lower = updated(target_pessimism=0.5)
+    assert float(metrics["fb_loss"]) != float(lower["fb_loss"])
+    for name in ("ortho_loss", "forward_norm"):
+        assert float(metrics[name]) == float(lower[name])
+
+
+def test_q_loss_vanishes_at_the_values_of_the_implied_reward():
+    """On the chain, F^T z with the true M is the value of the reward B^T C^-1 z."""
+    P, M, rho = chain()
+    F, B = M / rho, torch.eye(5, dtype=torch.float64)
+    z = torch.randn(5, 5, dtype=torch.float64)
+    # from each state to each: the batch in expectation, one next state at a time
+    total = torch.zeros(5, dtype=torch.float64)
+    for shift in range(5):
+        after = (torch.arange(5) + shift) % 5
+        reward = (B[after] @ torch.linalg.inv(B.T @ B / 5) * z).sum(-1)
+        error = (F * z).sum(-1) - (reward + GAMMA * (F[after] * z).sum(-1))
+        total += P[torch.arange(5), after] * error
+        loss = fb.implied_q_loss(F[None], B[after], F[after][None], z, GAMMA, 0.0)
+        assert float(loss) == pytest.approx(float(0.5 * (error**2).mean()), rel=1e-5)  # ridge
+    torch.testing.assert_close(total, torch.zeros_like(total))
 
 
 GOLDEN = {
@@ -194,14 +229,9 @@ def test_golden_first_losses():
     """The first three updates in float64; a change of these numbers changes the results."""
     torch.set_default_dtype(torch.float64)
     try:
-        torch.manual_seed(0)
-        agent = fb.Agent(SMALL, 4, 2, torch.Generator().manual_seed(0))
+        made = learner()
         generator = torch.Generator().manual_seed(1)
-        rows = []
-        for _ in range(3):
-            obs, next_obs = (torch.randn(8, 4, generator=generator) for _ in range(2))
-            action = torch.rand(8, 2, generator=generator) * 2 - 1
-            rows.append(agent.update(obs, action, next_obs, learning_rate_scale=1.0))
+        rows = [made.update([batch(generator)]) for _ in range(3)]
     finally:
         torch.set_default_dtype(torch.float32)
     for name, expected in GOLDEN.items():
@@ -236,3 +266,20 @@ def test_values_are_those_of_psi(architecture):
     pairs = model.q_pairs(obs, action, z, w)
     assert pairs.shape == (5, 5)
     torch.testing.assert_close(pairs.diagonal(), (psi * w).sum(-1))
+
+
+def test_a_preset_is_a_set_of_defaults():
+    assert fb.Config(preset="small-point_mass_maze").z_dim == 32
+    assert fb.Config(preset="small-point_mass_maze", z_dim=16).z_dim == 16
+    parsed = parse(fb.Config, {"preset": "small", "backward_obs": [0, 1]}, "f")
+    assert (parsed.hidden_dim, parsed.backward_obs) == (256, (0, 1))
+    assert parse(fb.Config, parsed.model_dump(mode="json"), "f") == parsed
+
+
+@pytest.mark.parametrize("preset", ["tiny", ["small"], 3])
+def test_an_unknown_preset_is_one_sentence(preset):
+    with pytest.raises(UserError) as caught:
+        parse(fb.Config, {"preset": preset}, "file", at="agents.fb")
+    said = str(caught.value)
+    assert said.startswith("file: agents.fb")
+    assert "valid: walker, cheetah" in said or "not text" in said

@@ -1,5 +1,6 @@
 """Training: interrupted or not it ends in the same bits, and it stops where it breaks down."""
 
+import math
 import re
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from bfmpipe.agents import fb
-from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig
+from bfmpipe.agents.learner import Learner
+from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig, divergence
 from bfmpipe.config import parse
 from bfmpipe.data import transitions
 from bfmpipe.data.tables import Provenance
@@ -31,23 +33,25 @@ class InterruptionError(Exception):
     """What the tests raise in the middle of a training."""
 
 
-def trainer(identity=None, config=TRAINING, seed=0, rows=200, agent_config=CONFIG):
+def trainer(
+    identity=None, config=TRAINING, seeds=(0,), rows=200, agent_config=CONFIG, evaluate=None
+):
     rng = np.random.default_rng(0)
     data = Data(
         torch.from_numpy(rng.standard_normal((rows, 3)).astype(np.float32)),
         torch.from_numpy(rng.uniform(-1, 1, (rows, 2)).astype(np.float32)),
         torch.arange(rows - 1),
     )
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    agent = fb.Agent(agent_config, 3, 2, generator)
+    agents = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        agents.append(fb.Agent(agent_config, 3, 2))
     return Trainer(
-        agent=agent,
+        learner=Learner(agents, [torch.Generator().manual_seed(seed) for seed in seeds], config),
         data=data,
-        batch=agent_config.batch,
         config=config,
-        generator=generator,
         identity=IDENTITY if identity is None else identity,
+        evaluate=evaluate,
     )
 
 
@@ -72,19 +76,21 @@ def interrupted(checkpoint, update=25, **arguments):
 
 def everything(trained):
     """All state that decides what comes next, by name."""
-    agent = trained.agent
-    state = {f"model/{k}": v for k, v in agent.model.state_dict().items()}
-    for name, target in agent.targets.items():
-        state |= {f"{name}/{k}": v for k, v in target.state_dict().items()}
-    for name, optimiser in agent.optimisers.items():
+    state = {}
+    for i, agent in enumerate(trained.learner.agents):
+        state |= {f"{i}/{k}": v for k, v in agent.state_dict().items()}
+    for name, optimiser in trained.learner.optimisers.items():
         for i, moments in optimiser.state_dict()["state"].items():
             state |= {f"{name}/{i}/{k}": v for k, v in moments.items()}
-    return {**state, "generator": trained.generator.get_state()}
+    for i, generator in enumerate(trained.learner.generators):
+        state[f"generator/{i}"] = generator.get_state()
+    return state
 
 
 def assert_same(one, two):
-    assert (one.done, one.agent.step) == (two.done, two.agent.step)
+    assert one.done == two.done
     assert one.losses == two.losses
+    assert one.evaluations == two.evaluations
     a, b = everything(one), everything(two)
     assert a.keys() == b.keys()
     different = [name for name in a if not torch.equal(a[name], b[name])]
@@ -105,16 +111,16 @@ def checkpoint(tmp_path):
 
 def test_training_moves_every_part_of_the_model(straight):
     before, after = everything(trainer()), everything(straight)
-    parts = ("forward_map", "backward_map", "policy")
-    for part in parts:
-        names = [n for n in before if n.startswith(f"model/{part}") and before[n].numel() > 1]
+    parts = ("model.forward_map", "model.backward_map", "model.policy")
+    for part in (*parts, "target_forward_map", "target_backward_map"):
+        names = [n for n in before if n.startswith(f"0/{part}") and before[n].numel() > 1]
         assert names
         assert any(not torch.equal(before[n], after[n]) for n in names)
-    assert [row["update"] for row in straight.losses] == [5, 10, 15, 20, 25, 30]
+    assert [row["update"] for row in straight.losses[0]] == [5, 10, 15, 20, 25, 30]
 
 
 def test_the_same_seed_trains_the_same_and_another_does_not(straight, checkpoint):
-    again, other = trainer(), trainer(seed=1)
+    again, other = trainer(), trainer(seeds=[1])
     again.run(checkpoint.with_name("again.safetensors"))
     assert_same(again, straight)
     other.run(checkpoint)
@@ -161,7 +167,7 @@ def test_a_checkpoint_of_another_training_is_ignored(straight, checkpoint, ident
 def test_a_training_that_breaks_down_names_no_checkpoint_of_another(checkpoint):
     interrupted(checkpoint, identity={"seed": 1})
     broken = trainer()
-    broken.data.obs[:] = float("nan")
+    broken.data.obs[:] = math.nan
     with pytest.raises(UserError, match="no checkpoint was due yet"):
         broken.run(checkpoint)
 
@@ -176,31 +182,33 @@ def test_a_damaged_checkpoint_is_refused(checkpoint):
 def test_learning_rates_fall_linearly_to_zero_at_the_end(checkpoint):
     rates = []
     trained = trainer()
-    update = trained.agent.update
+    update = trained.learner.update
 
-    def watched(*batch, learning_rate_scale):
-        metrics = update(*batch, learning_rate_scale=learning_rate_scale)
-        rates.append([o.param_groups[0]["lr"] / 1e-3 for o in trained.agent.optimisers.values()])
+    def watched(batches, *, learning_rate_scale):
+        metrics = update(batches, learning_rate_scale=learning_rate_scale)
+        rates.append([o.param_groups[0]["lr"] / 1e-3 for o in trained.learner.optimisers.values()])
         return metrics
 
-    trained.agent.update = watched
+    trained.learner.update = watched
     trained.run(checkpoint)
-    expected = [min(1, (30 - i) / 15) for i in range(30)]
-    np.testing.assert_allclose(rates, np.array([expected, expected]).T)
+    expected = np.array([min(1, (30 - i) / 15) for i in range(30)])
+    last = 2 * (np.arange(30) // 2)  # the actor has every second update; it keeps its rate between
+    np.testing.assert_allclose(rates, np.stack([expected, expected[last]], axis=1))
 
 
 def test_rows_are_means_over_log_every_updates(straight, checkpoint):
     each = trainer(config=TRAINING.model_copy(update={"log_every": 1}))
     each.run(checkpoint)
     for name in ("fb_loss", "ortho_loss"):
-        rows = np.array([row[name] for row in each.losses]).reshape(6, 5)
-        np.testing.assert_allclose([row[name] for row in straight.losses], rows.mean(1), rtol=1e-5)
+        rows = np.array([row[name] for row in each.losses[0]]).reshape(6, 5)
+        found = [row[name] for row in straight.losses[0]]
+        np.testing.assert_allclose(found, rows.mean(1), rtol=1e-5)
 
 
 def test_a_row_without_an_actor_update_keeps_the_last_value(checkpoint):
     each = trainer(config=TRAINING.model_copy(update={"log_every": 1}))
     each.run(checkpoint)
-    q = [row["q"] for row in each.losses]
+    q = [row["q"] for row in each.losses[0]]
     assert len(q) == 30
     assert q[0::2] == q[1::2]
     assert q[0] != q[2]
@@ -221,12 +229,15 @@ def test_a_number_that_is_none_stops_training_and_keeps_the_last_good_state(chec
         nonlocal seen
         seen += made
         if seen == 25:
-            broken.data.obs[:] = float("nan")
+            broken.data.obs[:] = math.nan
 
     with pytest.raises(UserError) as caught:
         broken.run(checkpoint, poison)
     said = str(caught.value)
-    assert said.startswith("training broke down: 'fb_loss' is nan by update 30; ")
+    # the actor's last turn was before: its own loss, at update 27, is not the first
+    assert said.startswith(
+        "training broke down: 'fb_loss' is nan at update 26; not finite: tensor 'model."
+    )
     assert f"the last good state is in {checkpoint}" in said
     assert "\n" not in said
 
@@ -238,21 +249,116 @@ def test_a_number_that_is_none_stops_training_and_keeps_the_last_good_state(chec
 
 def test_breaking_down_before_the_first_checkpoint_says_that_there_is_none(checkpoint):
     broken = trainer()
-    broken.data.obs[:] = float("nan")
-    with pytest.raises(UserError, match=r"by update 5; .*no checkpoint was due yet"):
+    broken.data.obs[:] = math.nan
+    with pytest.raises(UserError, match=r"at update 1; .*no checkpoint was due yet"):
         broken.run(checkpoint)
     assert not checkpoint.exists()
 
 
-@pytest.mark.parametrize(("checkpoint_every", "log_every"), [(15, 10), (5, 10)])
-def test_checkpoints_must_stand_at_the_end_of_a_row(checkpoint_every, log_every):
-    settings = {"checkpoint_every": checkpoint_every, "log_every": log_every}
+def test_the_first_number_that_is_none_is_named(checkpoint):
+    broken = trainer(seeds=[0, 1])
+    update = broken.learner.update
+
+    def poisoned(batches, **settings):
+        metrics = update(batches, **settings)
+        if broken.done in (3, 4) and "q" in metrics:  # the actor's turns are updates 1, 3, 5
+            metrics["q"] = torch.tensor([1.0, -math.inf])
+        if broken.done == 4:
+            metrics["fb_loss"] = torch.tensor([math.nan, 1.0])
+        return metrics
+
+    broken.learner.update = poisoned
+    with pytest.raises(UserError) as caught:
+        broken.run(checkpoint)
+    said = str(caught.value)
+    assert said.startswith("training broke down: 'q' is -inf at update 3; lower the learning rate")
+
+
+@pytest.mark.parametrize("last", [20, 30])
+def test_weights_that_are_no_numbers_are_not_kept(checkpoint, last):
+    # no loss shows them before the next update
+    broken = trainer()
+
+    def poison(_):
+        if broken.done == last:
+            broken.learner.tensors["model.policy.map.out.bias"][:] = math.nan
+
+    with pytest.raises(UserError) as caught:
+        broken.run(checkpoint, poison)
+    said = str(caught.value)
+    assert f"not finite after update {last}: tensor 'model.policy.map.out.bias'; " in said
+    assert checkpoint.exists() == (last == 30)
+
+
+@pytest.mark.parametrize(("every", "log_every"), [(15, 10), (5, 10)])
+@pytest.mark.parametrize("name", ["checkpoint_every", "evaluate_every"])
+def test_checkpoints_and_evaluations_must_stand_at_the_end_of_a_row(name, every, log_every):
+    settings = {name: every, "log_every": log_every}
     with pytest.raises(UserError) as caught:
         parse(TrainerConfig, settings, "config.yaml", at="pretrain")
     assert str(caught.value) == (
-        f"config.yaml: pretrain: checkpoint_every ({checkpoint_every}) must be a multiple of "
-        f"log_every ({log_every})"
+        f"config.yaml: pretrain: {name} ({every}) must be a multiple of log_every ({log_every})"
     )
+
+
+# several seeds, and evaluations
+
+
+def test_seeds_trained_together_are_those_trained_alone(checkpoint):
+    together = trainer(seeds=[0, 1])
+    together.run(checkpoint)
+    for i, seed in enumerate((0, 1)):
+        alone = trainer(seeds=[seed])
+        alone.run(checkpoint.with_name(f"{seed}.safetensors"))
+        one, two = alone.learner.agents[0].state_dict(), together.learner.agents[i].state_dict()
+        for name, tensor in one.items():
+            torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
+        for row, other in zip(alone.losses[0], together.losses[i], strict=True):
+            assert other == pytest.approx(row, rel=1e-3, abs=1e-4)
+    assert together.losses[0] != together.losses[1]
+
+
+def test_seeds_trained_together_resume_to_the_same_bits(checkpoint):
+    whole = trainer(seeds=[0, 1])
+    whole.run(checkpoint.with_name("whole.safetensors"))
+    interrupted(checkpoint, seeds=[0, 1])
+    resumed = trainer(seeds=[0, 1])
+    resumed.run(checkpoint)
+    assert_same(resumed, whole)
+
+
+@pytest.mark.parametrize(("every", "updates"), [(None, [30]), (10, [10, 20, 30]), (20, [20, 30])])
+def test_evaluations_stand_at_their_updates_and_at_the_end(checkpoint, every, updates):
+    config = TRAINING.model_copy(update={"evaluate_every": every})
+    seen = trainer(config=config, evaluate=lambda update: [{"update": update}])
+    seen.run(checkpoint)
+    assert [one["update"] for one in seen.evaluations] == updates
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_evaluations_see_the_weights_as_they_stand_and_a_resumed_training_has_all(
+    checkpoint, seeds
+):
+    config = TRAINING.model_copy(update={"evaluate_every": 10})
+
+    def watched():
+        made = trainer(config=config, seeds=seeds)
+
+        def evaluate(update):
+            weights = [agent.model.policy.map.out.bias for agent in made.learner.agents]
+            return [{"update": update, "sum": w.double().sum().item()} for w in weights]
+
+        made.evaluate = evaluate
+        return made
+
+    whole = watched()
+    whole.run(checkpoint.with_name("whole.safetensors"))
+    assert len({one["sum"] for one in whole.evaluations}) == 3 * len(seeds)
+    with pytest.raises(InterruptionError):
+        watched().run(checkpoint, interrupt_at(25))
+    resumed = watched()
+    resumed.run(checkpoint)
+    assert_same(resumed, whole)
 
 
 @pytest.mark.parametrize("stride", [1, 3])
@@ -260,7 +366,7 @@ def test_a_sample_leads_stride_rows_further_by_the_mean_action(stride):
     rows = torch.arange(20.0)[:, None]
     index = torch.tensor([0, 5, 11])
     data = Data(rows, 2 * rows, index, stride)
-    obs, action, next_obs = data.sample(200, torch.Generator().manual_seed(0))
+    obs, action, next_obs, _ = data.sample(200, torch.Generator().manual_seed(0))
     assert set(obs[:, 0].tolist()) == {0, 5, 11}
     assert torch.equal(next_obs, obs + stride)
     torch.testing.assert_close(action, 2 * obs + (stride - 1))
@@ -296,10 +402,12 @@ def test_rows_on_disk_give_the_same_batches_as_tensors(tmp_path, stride):
 def rings(loss, q, **settings):
     watched = trainer(config=TrainerConfig(**settings))
     watched.losses = [
-        {"update": 100 * (i + 1), "fb_loss": x, "q": y}
-        for i, (x, y) in enumerate(zip(loss, q, strict=True))
+        [
+            {"update": 100 * (i + 1), "fb_loss": x, "q": y}
+            for i, (x, y) in enumerate(zip(loss, q, strict=True))
+        ]
     ]
-    return watched.diverged_at
+    return watched.diverged_at()
 
 
 FALLING = np.linspace(0, -10, 60)
@@ -327,8 +435,29 @@ def test_the_alarm_is_silent_where_the_loss_turns_but_q_does_not_climb():
 def test_the_alarm_is_silent_without_losses_or_with_those_of_another_agent():
     assert rings([], []) is None
     other = trainer()
-    other.losses = [{"update": 1, "hilbert_loss": 1.0}]
-    assert other.diverged_at is None
+    other.losses = [[{"update": 1, "hilbert_loss": 1.0}]]
+    assert other.diverged_at() is None
+
+
+def test_the_alarm_watches_the_loss_that_the_agent_names():
+    rows = [
+        {"update": i, "fb_loss": float(x), "other_loss": -float(i), "q": float(i)}
+        for i, x in enumerate(TURNED)
+    ]
+    assert any(divergence(rows, 0.2, "fb_loss"))
+    assert not any(divergence(rows, 0.2, "other_loss"))
+    assert divergence(rows, 0.2, "loss_of_another") == [False] * len(rows)
+
+
+def test_each_seed_has_an_alarm_of_its_own():
+    two = trainer(seeds=[0, 1])
+    q = np.linspace(0, 50, 120)
+    two.losses = [
+        [{"update": i, "fb_loss": x, "q": q[i]} for i, x in enumerate(loss.tolist())]
+        for loss in (np.linspace(0, -10, 120), TURNED)
+    ]
+    assert two.diverged_at(0) is None
+    assert two.diverged_at(1) is not None
 
 
 def test_a_wider_margin_rings_later():
