@@ -12,14 +12,18 @@ from types import ModuleType
 
 from bfmpipe.types import UserError
 
-#: The class that makes a module of each directory a plugin.
+#: The class that makes a module a plugin of each kind.
 PLUGIN_CLASS = {
     "adaptation": "Method",
     "agents": "Agent",
     "data": "Explorer",
     "envs": "Domain",
+    "models": "Model",
 }
 
+#: Where a kind's modules are, if not in the directory of its name: what can be loaded is more than
+#: what can be trained, so an agent's module may have a Model and no Agent.
+_DIRECTORY = {"models": "agents"}
 _HYPHENATED = ("adaptation", "data")
 _PACKAGE = Path(__file__).parent
 
@@ -36,7 +40,7 @@ def names(kind: str, *, root: Path = _PACKAGE) -> tuple[str, ...]:
     """
     if kind not in PLUGIN_CLASS:
         raise UserError(f"no plugins of kind '{kind}'; there are {', '.join(PLUGIN_CLASS)}")
-    found = (root / kind).glob("[a-z]*.py")
+    found = (root / _DIRECTORY.get(kind, kind)).glob("[a-z]*.py")
     stems = [path.stem for path in found if _defines(path, PLUGIN_CLASS[kind])]
     if kind in _HYPHENATED:
         stems = [stem.replace("_", "-") for stem in stems]
@@ -60,7 +64,7 @@ def load(kind: str, name: str, *, root: Path = _PACKAGE) -> ModuleType:
 def module_name(kind: str, name: str, *, root: Path = _PACKAGE) -> str:
     """Dotted name of the module of the plugin ``name``; arguments and errors as for `load`."""
     known = names(kind, root=root)
-    package = f"{root.name}.{kind}"
+    package = f"{root.name}.{_DIRECTORY.get(kind, kind)}"
     if name not in known:
         raise UserError(f"no '{name}' in {package}; it has {', '.join(known) or 'none'}")
     return f"{package}.{name.replace('-', '_')}"

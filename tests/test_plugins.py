@@ -8,12 +8,13 @@ from bfmpipe.types import UserError
 FILES = {
     "__init__.py": "",
     "agents/__init__.py": "class Agent: pass\n",
-    "agents/base.py": "from abc import ABC\n\nclass Agent(ABC): pass\n",
-    "agents/fb.py": "class Agent: pass\n",
+    "agents/base.py": "from abc import ABC\n\nclass Agent(ABC): pass\n\nclass Model(ABC): pass\n",
+    "agents/fb.py": "class Agent: pass\n\nclass Model: pass\n",
     "agents/hilp.py": "from . import base\n\nclass Agent(base.Agent): pass\n",
     "agents/helpers.py": "def f():\n    class Agent: pass\n",
     "agents/imports.py": "from .fb import Agent\n",
     "agents/_draft.py": "class Agent: pass\n",
+    "agents/imported.py": "from . import base\n\nclass Model(base.Model): pass\n",
     "agents/broken.txt": "class Agent: pass\n",
     "adaptation/__init__.py": "",
     "adaptation/td3.py": "class Method: pass\n",
@@ -40,6 +41,18 @@ def test_names_are_the_modules_that_define_the_class(root):
     assert plugins.names("agents", root=root) == ("fb", "hilp")
     assert plugins.names("envs", root=root) == ()
     assert "pluginpipe.agents.fb" not in sys.modules
+
+
+def test_models_that_are_loaded_are_more_than_agents_that_are_trained(root):
+    assert plugins.names("models", root=root) == ("fb", "imported")
+    module = plugins.load("models", "imported", root=root)
+    assert module.__name__ == "pluginpipe.agents.imported"
+    with pytest.raises(UserError) as error:
+        plugins.load("agents", "imported", root=root)
+    assert str(error.value) == "no 'imported' in pluginpipe.agents; it has fb, hilp"
+    with pytest.raises(UserError) as error:
+        plugins.load("models", "hilp", root=root)
+    assert str(error.value) == "no 'hilp' in pluginpipe.agents; it has fb, imported"
 
 
 def test_names_have_hyphens(root):
@@ -80,7 +93,7 @@ def test_an_unknown_kind(root):
     with pytest.raises(UserError) as error:
         plugins.load("robots", "foo", root=root)
     assert str(error.value) == (
-        "no plugins of kind 'robots'; there are adaptation, agents, data, envs"
+        "no plugins of kind 'robots'; there are adaptation, agents, data, envs, models"
     )
 
 
@@ -88,5 +101,10 @@ def test_an_unknown_kind(root):
 def test_the_registry_of_bfmpipe(kind):
     for name in plugins.names(kind):
         assert hasattr(plugins.load(kind, name), plugins.PLUGIN_CLASS[kind])
-    with pytest.raises(UserError, match=f"no 'foo' in bfmpipe.{kind}; it has "):
+    directory = "agents" if kind == "models" else kind
+    with pytest.raises(UserError, match=f"no 'foo' in bfmpipe.{directory}; it has "):
         plugins.load(kind, "foo")
+
+
+def test_every_agent_of_bfmpipe_can_be_loaded():
+    assert set(plugins.names("agents")) <= set(plugins.names("models"))

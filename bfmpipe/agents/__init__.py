@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bfmpipe import plugins
 from bfmpipe.agents.base import Agent, AgentConfig, Model
 from bfmpipe.config import parse
@@ -61,11 +63,12 @@ def load_model(directory: Path | str) -> tuple[Model, dict[str, Any]]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the description of a bfmpipe model ({error!r})") from error
     try:
-        module = plugins.load("agents", agent)
+        module = plugins.load("models", agent)
     except UserError as error:
         raise UserError(f"{path}: agent: {error}") from error
     config = parse(module.Config, settings, str(path), at="config")
-    model: Model = module.Model(config, *dims)
+    with torch.device("meta"):  # no initial weights: orthogonal ones take seconds
+        model: Model = module.Model(config, *dims)
     tensors, _ = load_tensors(directory / WEIGHTS)
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
@@ -75,5 +78,5 @@ def load_model(directory: Path | str) -> tuple[Model, dict[str, Any]]:
             f"{directory / WEIGHTS}: does not fit {CONFIG}: tensor '{name}' has shape "
             f"{found.get(name, 'none')}, the configuration asks for {expected.get(name, 'none')}"
         )
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, assign=True)
     return model.requires_grad_(False).eval(), card
