@@ -5,7 +5,18 @@ from typing import Any
 
 _HOMES = {
     **dict.fromkeys(
-        ("Pretrained", "adapt", "infer", "load", "make_domain", "read_transitions"), "bfmpipe.api"
+        (
+            "Pretrained",
+            "adapt",
+            "infer",
+            "infer_goal",
+            "infer_tracking",
+            "load",
+            "make_domain",
+            "play",
+            "read_transitions",
+        ),
+        "bfmpipe.api",
     ),
     **dict.fromkeys(("make", "make_vec"), "bfmpipe.envs.make"),
 }
@@ -14,10 +25,13 @@ __all__ = [
     "Pretrained",
     "adapt",
     "infer",
+    "infer_goal",
+    "infer_tracking",
     "load",
     "make",
     "make_domain",
     "make_vec",
+    "play",
     "read_transitions",
 ]
 

@@ -6,15 +6,20 @@ data = bfmpipe.read_transitions("results/point_mass_maze/data.parquet")
 latent = bfmpipe.infer(pretrained, tasks, data)
 for point in bfmpipe.adapt(pretrained, tasks, latent, data, method="lola", episodes=64):
     print(point.env_steps, point.returns.mean())
+
+goal = bfmpipe.infer_goal(pretrained, data.obs[[1000]])  # rewards are not the only way to ask
+starts = pretrained.domain.start_states(4, numpy.random.default_rng(0))
+print(bfmpipe.play(pretrained, goal.z[0], starts).physics[-1])
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bfmpipe import plugins
 from bfmpipe.adaptation.base import Problem
@@ -25,13 +30,24 @@ from bfmpipe.config import parse
 from bfmpipe.data.transitions import Transitions, check_domain
 from bfmpipe.data.transitions import read as read_transitions
 from bfmpipe.envs import Domain, make_domain
-from bfmpipe.envs.batched import threads
+from bfmpipe.envs.batched import BatchedEnv, threads
 from bfmpipe.envs.domain import Task
+from bfmpipe.inference import goal, reward, tracking
 from bfmpipe.inference.reward import Inference, Latent
-from bfmpipe.inference.reward import infer as infer_one
-from bfmpipe.types import UserError
+from bfmpipe.types import Array, UserError
 
-__all__ = ["Pretrained", "adapt", "infer", "load", "make_domain", "read_transitions"]
+__all__ = [
+    "Played",
+    "Pretrained",
+    "adapt",
+    "infer",
+    "infer_goal",
+    "infer_tracking",
+    "load",
+    "make_domain",
+    "play",
+    "read_transitions",
+]
 
 
 @dataclass(frozen=True)
@@ -80,21 +96,149 @@ def infer(
         seed: of the choice of samples.
     """
     domain = pretrained.domain
-    check_domain(data, domain)
     inference = inference or Inference()
-    rng = np.random.default_rng(seed)
-    stride = pretrained.model.config.stride  # the states that training reached
-    reached = data.index_of(stride) + stride
-    rows = np.sort(rng.choice(reached, min(inference.samples, len(reached)), replace=False))
+    rows = _reached(pretrained, data, inference.samples, seed)
     obs = torch.from_numpy(data.obs[rows])
     latents = []
     for task in tasks:
-        reward = domain.relabel(task, data.physics[rows], data.action[rows - 1])
+        rewards = domain.relabel(task, data.physics[rows], data.action[rows - 1])
         try:
-            latents.append(infer_one(pretrained.model, obs, torch.from_numpy(reward), inference))
+            latents.append(
+                reward.infer(pretrained.model, obs, torch.from_numpy(rewards), inference)
+            )
         except UserError as error:
             raise UserError(f"task {task}: {error}") from error
     return Latent(*(torch.stack(column) for column in zip(*latents, strict=True)))
+
+
+def infer_goal(
+    pretrained: Pretrained,
+    goal_obs: Array | Tensor,
+    data: Transitions | None = None,
+    *,
+    inference: Inference | None = None,
+    seed: int = 0,
+) -> Latent:
+    """Zero-shot inference of reaching each of G goals: w and z, (G, d); see `inference.goal`.
+
+    Args:
+        pretrained: the model.
+        goal_obs: (G, obs_dim), observations of the goals.
+        data: transitions of the same domain, for a model whose inference is by least squares.
+        inference: how; the defaults if None.
+        seed: of the choice of samples.
+
+    Raises:
+        UserError: where data are needed and there are none, or the observations are none of this
+            domain.
+    """
+    model, inference = pretrained.model, inference or Inference()
+    obs = _observations(pretrained, goal_obs, "goal_obs")
+    return goal.infer_goal(model, obs, inference, _sample(pretrained, data, inference, seed))
+
+
+def infer_tracking(
+    pretrained: Pretrained,
+    frames: Array | Tensor,
+    data: Transitions | None = None,
+    *,
+    window: int = 8,
+    inference: Inference | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Zero-shot inference of tracking a motion: z (T, d), one a step; see `inference.tracking`.
+
+    Args:
+        pretrained: the model.
+        frames: (T, obs_dim), observations one a control step: row t is where step t should end.
+        data: see `infer_goal`.
+        window: frames ahead that a latent is the mean of.
+        inference: how; the defaults if None.
+        seed: of the choice of samples.
+
+    Raises:
+        UserError: as `infer_goal`, or for a window of no frames.
+    """
+    model, inference = pretrained.model, inference or Inference()
+    obs = _observations(pretrained, frames, "frames")
+    sample = _sample(pretrained, data, inference, seed)
+    return tracking.infer_tracking(model, obs, inference, sample, window=window)
+
+
+class Played(NamedTuple):
+    """What `play` passed through, from n start states in T steps.
+
+    physics (T + 1, n, physics_dim); obs (T + 1, n, obs_dim); action (T, n, action_dim): row t + 1
+    is what action t led to.
+    """
+
+    physics: Array
+    obs: Array
+    action: Array
+
+
+@torch.no_grad()
+def play(pretrained: Pretrained, z: Tensor, starts: Array) -> Played:
+    """Play a latent, or a sequence of them, from given states.
+
+    Args:
+        pretrained: the model.
+        z: (d,), for a whole episode; or (T, d), one a step, for T steps.
+        starts: (n, physics_dim), e.g. of `Domain.start_states`.
+
+    Raises:
+        UserError: where z or starts have another shape.
+    """
+    model, domain = pretrained.model, pretrained.domain
+    if z.dim() not in (1, 2) or z.shape[-1] != model.z_dim:
+        raise UserError(
+            f"z has the shape {tuple(z.shape)}; valid: ({model.z_dim},), or (steps, {model.z_dim})"
+        )
+    if starts.ndim != 2 or not len(starts) or starts.shape[1] != domain.physics_dim:
+        raise UserError(
+            f"starts have the shape {starts.shape}; {domain.name} needs (n, {domain.physics_dim})"
+        )
+    latents = z.expand(domain.config.episode_steps, -1) if z.dim() == 1 else z
+    n = len(starts)
+    env = BatchedEnv(domain, n, threads())
+    obs = [env.reset(starts)]
+    physics, actions = [env.physics], []
+    for latent in latents:
+        action = model.actor(torch.from_numpy(obs[-1]), latent.expand(n, -1)).numpy()
+        obs.append(env.step(action))
+        physics.append(env.physics)
+        actions.append(action)
+    action = np.stack(actions) if actions else np.empty((0, n, domain.action_dim), np.float32)
+    return Played(np.stack(physics), np.stack(obs), action)
+
+
+def _reached(pretrained: Pretrained, data: Transitions, samples: int, seed: int) -> Array:
+    """Rows of the data whose states training reached; `samples` of them, or all."""
+    check_domain(data, pretrained.domain)
+    stride = pretrained.model.config.stride
+    reached = data.index_of(stride) + stride
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.choice(reached, min(samples, len(reached)), replace=False))
+
+
+def _sample(
+    pretrained: Pretrained, data: Transitions | None, inference: Inference, seed: int
+) -> Tensor | None:
+    """Observations (n, obs_dim) of the data for goals' weights, where these need any."""
+    if data is None or not goal.needs_sample(pretrained.model, inference):
+        return None
+    return torch.from_numpy(data.obs[_reached(pretrained, data, inference.samples, seed)])
+
+
+def _observations(pretrained: Pretrained, obs: Array | Tensor, name: str) -> Tensor:
+    """Observations (n, obs_dim) as the model takes them."""
+    obs = torch.as_tensor(obs).to(pretrained.model.obs_mean)
+    width = pretrained.domain.obs_dim
+    if obs.dim() != 2 or not len(obs) or obs.shape[1] != width:
+        raise UserError(f"{name} has the shape {tuple(obs.shape)}; valid: (n, {width})")
+    if not bool(obs.isfinite().all()):
+        raise UserError(f"{name} holds a number that is not finite")
+    return obs
 
 
 def adapt(

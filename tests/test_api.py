@@ -11,7 +11,10 @@ import torch
 
 import bfmpipe
 from bfmpipe import api
-from bfmpipe.adaptation.protocol import Evaluation
+from bfmpipe.adaptation.protocol import Evaluation, start_states
+from bfmpipe.agents import AgentConfig, Model
+from bfmpipe.envs.batched import BatchedEnv
+from bfmpipe.inference import Inference
 from bfmpipe.types import UserError
 
 LOLA = {"states": 2, "latents": 2, "horizon": 5}
@@ -31,6 +34,29 @@ def data(tiny):
 def tasks(pretrained):
     names = ["reach_top_left", "reach_bottom_right"]
     return pretrained.domain.tasks("reach", names, {"target_size": 0.1})
+
+
+class Pusher(Model):
+    """A model of the maze by hand: phi(s) is the position, and pi(s, z) pushes along z."""
+
+    inference_weights = "least-squares"
+
+    def __init__(self):
+        super().__init__(AgentConfig(z_dim=2, discount=0.9, stride=1, batch=2), 4, 2)
+
+    def phi(self, obs):
+        return obs[:, :2]
+
+    def psi(self, obs, action, z):
+        return obs[None, :, :2]
+
+    def actor(self, obs, z):
+        return 0.7 * z / z.norm(dim=-1, keepdim=True)
+
+
+@pytest.fixture
+def pusher(pretrained):
+    return api.Pretrained(Pusher(), pretrained.domain, {})
 
 
 def adapt(pretrained, tasks, data, **changed):
@@ -147,7 +173,7 @@ def test_data_of_another_domain_are_refused(pretrained, tasks, data):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"method": "loal"}, "no 'loal' in bfmpipe.adaptation; it has lola"),
+        ({"method": "loal"}, "no 'loal' in bfmpipe.adaptation; it has "),
         ({"settings": {"sigam": 1.0}}, "method lola: sigam is not a setting; did you mean sigma?"),
         ({"settings": {"sigma": "1e-1"}}, "(YAML reads 1e-1 as a string; write 1.0e-1)"),
         ({"settings": {}}, "lola: a budget of 80 environment steps is too small"),
@@ -181,3 +207,170 @@ def test_threads_are_one_a_core_where_nothing_sensible_is_given(monkeypatch, giv
 
 def test_the_card_is_what_config_json_says(pretrained, tiny):
     assert pretrained.card == json.loads((tiny.model / "config.json").read_text())
+
+
+# Other ways to ask than by rewards, and what is played.
+
+
+def starts_of(pretrained, n=3):
+    return start_states(pretrained.domain, Evaluation(episodes=n))
+
+
+def test_a_played_latent_is_what_the_protocol_evaluates(pretrained, tasks, data):
+    latent = bfmpipe.infer(pretrained, tasks, data)
+    (point,) = adapt(pretrained, tasks, data, method="zero-shot", settings={})
+    domain = pretrained.domain
+    for i, task in enumerate(tasks):
+        played = bfmpipe.play(pretrained, latent.z[i], starts_of(pretrained))
+        np.testing.assert_allclose(played.physics, point.physics[:, i], rtol=1e-4, atol=1e-5)
+        rewards = domain.relabel(
+            task, played.physics[1:].reshape(-1, domain.physics_dim), played.action.reshape(-1, 2)
+        )
+        returns = rewards.reshape(-1, 3).sum(0)
+        np.testing.assert_allclose(returns, point.returns[i], rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_played_is_what_the_policy_does(pretrained):
+    starts = starts_of(pretrained)
+    z = torch.full((6,), 1.0)
+    played = bfmpipe.play(pretrained, z, starts)
+    steps, domain = pretrained.domain.config.episode_steps, pretrained.domain
+    assert played.physics.shape == (steps + 1, 3, 4)
+    assert played.obs.shape == (steps + 1, 3, 4)
+    assert played.action.shape == (steps, 3, 2)
+    np.testing.assert_array_equal(played.physics[0], starts)
+    for t in range(steps):
+        np.testing.assert_array_equal(
+            played.obs[t], domain.observe(domain.split(played.physics[t]))
+        )
+        action = pretrained.model.actor(torch.from_numpy(played.obs[t]), z.expand(3, -1))
+        np.testing.assert_allclose(played.action[t], action.detach(), rtol=1e-5, atol=1e-6)
+    env = BatchedEnv(domain, 3, 1)
+    env.reset(starts)
+    for t in range(steps):
+        env.step(played.action[t])
+        np.testing.assert_array_equal(env.physics, played.physics[t + 1])
+
+
+def test_a_sequence_plays_one_latent_a_step(pusher):
+    starts = starts_of(pusher)
+    z = torch.tensor([[1.0, 1.0]] * 4 + [[-1.0, 0.0]] * 3)
+    played = bfmpipe.play(pusher, z, starts)
+    assert played.physics.shape == (8, 3, 4)
+    expected = [[0.7 / 2**0.5] * 2] * 4 + [[-0.7, 0.0]] * 3
+    np.testing.assert_allclose(played.action[:, 1], expected, rtol=1e-6)
+    first = bfmpipe.play(pusher, z[:4], starts)
+    np.testing.assert_array_equal(first.physics, played.physics[:5])
+    constant = bfmpipe.play(pusher, z[0].expand(20, 2), starts)
+    fixed = bfmpipe.play(pusher, z[0], starts)
+    np.testing.assert_array_equal(constant.physics, fixed.physics)
+
+
+def test_no_step_leaves_the_start(pusher):
+    played = bfmpipe.play(pusher, torch.ones(0, 2), starts_of(pusher))
+    assert played.physics.shape == (1, 3, 4)
+    assert played.action.shape == (0, 3, 2)
+
+
+@pytest.mark.parametrize("direction", [(1.0, 0.0), (-0.6, 0.8), (0.0, -1.0)])
+def test_a_reward_of_going_somewhere_is_inferred_and_played(pusher, data, direction):
+    """r = u^T (x, y) + 3 is in the span of the features and a constant: w = u, and pi goes along u.
+
+    What it does the best of all directions is to climb r, wherever no wall is in the way.
+    """
+    u = np.array(direction)
+    domain = pusher.domain
+    task = domain.task_from(lambda physics, action: physics.position @ u + 3, name="climb")
+    latent = bfmpipe.infer(pusher, [task], data, inference=Inference(centred=True))
+    np.testing.assert_allclose(latent.w[0], u, atol=1e-5)
+    middle_of_a_room = np.array([[-0.15, 0.15, 0.0, 0.0]])
+
+    def climbed(z):
+        path = bfmpipe.play(pusher, z.expand(8, 2), middle_of_a_room).physics[:, 0, :2]
+        return (path[-1] - path[0]) @ u
+
+    best = climbed(latent.z[0])
+    assert best > 0.005
+    for angle in np.linspace(0.3, 2 * np.pi - 0.3, 8):
+        turn = torch.tensor(
+            [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], dtype=torch.float32
+        )
+        assert climbed(turn @ latent.z[0]) < best
+
+
+def test_a_motion_is_tracked(pusher):
+    """Round a corner: the latents turn before the motion does, and the policy with them."""
+    right, up = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    frames = np.concatenate([np.tile([*right, 0, 0], (12, 1)), np.tile([*up, 0, 0], (12, 1))])
+    z = bfmpipe.infer_tracking(pusher, frames, window=4, inference=Inference(weights="expectation"))
+    assert z.shape == (24, 2)
+    angle = torch.rad2deg(torch.atan2(z[:, 1], z[:, 0]))
+    turning = np.degrees(np.arctan2([1, 2, 3], [3, 2, 1]))
+    np.testing.assert_allclose(angle, [0] * 9 + [*turning] + [90] * 12, atol=1e-3)
+    path = bfmpipe.play(pusher, z, np.array([[-0.2, 0.1, 0.0, 0.0]])).physics[:, 0, :2]
+    (dx1, dy1), (dx2, dy2) = path[9] - path[0], path[-1] - path[15]
+    assert dx1 > 10 * abs(dy1)
+    assert dy2 > 2 * abs(dx2)  # it still rolls to the right
+
+
+def test_goals_are_inferred_from_arrays_as_from_tensors(pretrained, data):
+    goals = data.obs[[5, 77]]
+    latent = bfmpipe.infer_goal(pretrained, goals)
+    assert latent.w.shape == latent.z.shape == (2, 6)
+    w = pretrained.model.phi(torch.from_numpy(goals))
+    torch.testing.assert_close(latent.w, w)
+    again = bfmpipe.infer_goal(pretrained, torch.from_numpy(goals).double())
+    assert torch.equal(latent.z, again.z)
+
+
+def test_a_goal_by_least_squares_reads_the_states_that_training_reached(pusher, data):
+    """All of them: C of the positions, by a plain mean."""
+    goals = data.obs[[5]]
+    w = bfmpipe.infer_goal(pusher, goals, data).w
+    x = data.obs[data.index + 1][:, :2].astype(np.float64)
+    expected = np.linalg.solve(x.T @ x / len(x), goals[0, :2].astype(np.float64))
+    np.testing.assert_allclose(w[0], expected, rtol=1e-5)
+    some = [
+        bfmpipe.infer_goal(pusher, goals, data, inference=Inference(samples=50), seed=seed).w
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(some[0], some[1])
+    assert not torch.equal(some[0], some[2])
+
+
+def test_adaptation_starts_from_a_goal_too(pretrained, tasks, data):
+    latent = bfmpipe.infer_goal(pretrained, data.obs[[5, 77]])
+    (point,) = bfmpipe.adapt(
+        pretrained, tasks, latent, data, method="zero-shot", episodes=1, settings={}
+    )
+    np.testing.assert_array_equal(point.z, latent.z)
+
+
+def test_goals_frames_and_starts_of_another_shape_are_refused(pretrained, pusher, data):
+    for ask, name in ((bfmpipe.infer_goal, "goal_obs"), (bfmpipe.infer_tracking, "frames")):
+        with pytest.raises(UserError, match=rf"{name} has the shape \(4,\); valid: \(n, 4\)"):
+            ask(pretrained, data.obs[5])
+        with pytest.raises(UserError, match=rf"{name} has the shape \(0, 4\)"):
+            ask(pretrained, data.obs[:0])
+        with pytest.raises(UserError, match=f"{name} holds a number that is not finite"):
+            ask(pretrained, np.full((2, 4), np.nan))
+        with pytest.raises(UserError, match="needs states of the data set; give `data`"):
+            ask(pusher, data.obs[:2])
+        with pytest.raises(UserError, match="the data set is of walker, the model of point_mass"):
+            ask(pusher, data.obs[:2], replace(data, domain="walker"))
+    with pytest.raises(UserError, match="a tracking window of 0 frames"):
+        bfmpipe.infer_tracking(pretrained, data.obs[:3], window=0)
+    with pytest.raises(UserError, match=r"z has the shape \(5,\); valid: \(6,\), or \(steps, 6\)"):
+        bfmpipe.play(pretrained, torch.ones(5), starts_of(pretrained))
+    for starts in (np.zeros(4), np.zeros((2, 3)), np.zeros((0, 4))):
+        with pytest.raises(UserError, match=r"starts have the shape .* needs \(n, 4\)"):
+            bfmpipe.play(pretrained, torch.ones(6), starts)
+
+
+def test_data_without_a_transition_are_refused(pretrained, tasks, data):
+    few = replace(data, **{name: getattr(data, name)[:1] for name in COLUMNS})
+    with pytest.raises(UserError, match="hold no state to infer a task from"):
+        bfmpipe.infer(pretrained, tasks, few)
+
+
+COLUMNS = ("episode", "step", "obs", "action", "physics")

@@ -1,6 +1,8 @@
 """Stage infer: one latent a task, by name."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,11 +11,14 @@ import pytest
 import torch
 
 from bfmpipe import api
+from bfmpipe.config import load_yaml
 from bfmpipe.data.tables import read_table
+from bfmpipe.experiment import check
 from bfmpipe.inference import Inference
 from bfmpipe.stages.infer import read_latents
 from bfmpipe.types import UserError
 
+SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 Z_DIM = 6  # of the model of `tiny`
 
 
@@ -63,6 +68,72 @@ def test_the_way_of_inference_is_a_setting(tiny, tmp_path):
     how = {"samples": 300, "weights": "least-squares"}
     other = infer(tiny, tmp_path / "other.parquet", inference=how)
     assert not np.allclose(other["z"], read_table(tiny.latents, "latents")[0]["z"], atol=1e-2)
+
+
+FIT = {"weights": "least-squares"}
+SOFTMAX = {"reward_weighting": "softmax"}
+
+
+@pytest.mark.parametrize(
+    ("how", "other"),
+    [
+        (FIT, {}),
+        (SOFTMAX, {}),
+        ({"centred": True}, {}),
+        ({**FIT, **SOFTMAX}, FIT),
+        ({**FIT, "centred": True}, FIT),
+        ({**SOFTMAX, "inverse_temperature": 1.0}, SOFTMAX),
+    ],
+)
+def test_the_section_infer_of_an_experiment_reaches_the_stage(tiny, tmp_path, how, other):
+    """Through the experiment file and the stage's own settings to what the library gives."""
+    found = []
+    for name, section in (("how", how), ("other", other)):
+        smoke = load_yaml(SMOKE)
+        smoke["infer"] = {"samples": 300, **section}
+        job = check(smoke, "smoke").stage("infer", domain="point_mass_maze", agent="fb")
+        stage = json.loads(job)
+        columns = infer(tiny, tmp_path / f"{name}.parquet", inference=stage["inference"])
+        pretrained, data = api.load(tiny.model), api.read_transitions(tiny.dataset)
+        tasks = tasks_of(tiny, columns["task"].tolist())
+        settings = Inference(samples=300, **section)
+        expected = api.infer(pretrained, tasks, data, inference=settings)
+        np.testing.assert_array_equal(columns["w"], expected.w)
+        np.testing.assert_array_equal(columns["z"], expected.z)
+        found.append(columns["w"])
+    assert not np.allclose(*found, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        (
+            {"weights": "ridge"},
+            "smoke: infer.weights: 'ridge' is not a choice; valid: model, expectation, "
+            "least-squares",
+        ),
+        (
+            {"reward_weighting": "softmx"},
+            "smoke: infer.reward_weighting: 'softmx' is not a choice; did you mean softmax? "
+            "valid: uniform, softmax",
+        ),
+        (
+            {"inverse_temperature": 0},
+            "smoke: infer.inverse_temperature: 0 should be greater than 0",
+        ),
+        ({"centred": "yes"}, "smoke: infer.centred: 'yes' is text, not true or false"),
+        (
+            {"centered": True},
+            "smoke: infer.centered is not a setting; did you mean centred? valid: samples, "
+            "weights, reward_weighting, inverse_temperature, centred",
+        ),
+        ({"samples": 0}, "smoke: infer.samples: 0 should be greater than or equal to 1"),
+    ],
+)
+def test_mistakes_in_the_section_are_named(section, said):
+    with pytest.raises(UserError) as caught:
+        check({**load_yaml(SMOKE), "infer": section}, "smoke")
+    assert str(caught.value) == said
 
 
 def test_a_task_that_the_data_never_reward_is_named(tiny, tmp_path):
