@@ -1,0 +1,235 @@
+"""What adaptation moves: the latents of the frozen actor, or an actor's weights for every task.
+
+All T tasks move as one batch; what a task's loss is does not reach the others.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from bfmpipe.adaptation.base import Problem, act_by_latent
+from bfmpipe.agents import Model
+from bfmpipe.networks import ParallelLinear, project_z
+from bfmpipe.types import UserError
+
+
+class Stacked:
+    """A copy of a module for every task, called on (T, ...) inputs as one batch.
+
+    Weights that the module's output does not depend on stay where they are.
+
+    Args:
+        module: stays as it is.
+        tasks: T.
+        inputs: an example of one task's inputs.
+
+    Raises:
+        UserError: where the output depends on no weights at all.
+    """
+
+    def __init__(self, module: nn.Module, tasks: int, *inputs: Tensor) -> None:
+        self.module = module
+        parameters, _ = stack_module_state([module] * tasks)
+        self.parameters = {
+            name: parameters[name].detach().requires_grad_() for name in _used(module, *inputs)
+        }
+
+    def __call__(self, *inputs: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
+        """The module's output for every task, with its own parameters or those given."""
+        given = self.parameters if parameters is None else parameters
+        return vmap(lambda p, *x: functional_call(self.module, p, x))(given, *inputs)
+
+    def frozen(self) -> dict[str, Tensor]:
+        """The parameters as they move, out of the gradient's reach."""
+        return {name: p.detach() for name, p in self.parameters.items()}
+
+    def copied(self) -> dict[str, Tensor]:
+        """The parameters as they are now."""
+        return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+
+def _used(module: nn.Module, *inputs: Tensor) -> list[str]:
+    """Names of the parameters that the module's output depends on."""
+    parameters = {name: p.detach().requires_grad_() for name, p in module.named_parameters()}
+    output = functional_call(module, parameters, inputs)
+    if not output.requires_grad:
+        raise UserError("there is nothing to fine-tune: the model's output depends on no weights")
+    gradients = torch.autograd.grad(output.sum(), list(parameters.values()), allow_unused=True)
+    return [name for name, g in zip(parameters, gradients, strict=True) if g is not None]
+
+
+def follow(targets: Sequence[Tensor], online: Sequence[Tensor], tau: float) -> None:
+    """Target <- (1 - tau) target + tau online, all tensors in one launch."""
+    torch._foreach_lerp_(list(targets), [p.detach() for p in online], tau)
+
+
+class _Policy(nn.Module):
+    """pi(s, z), (n, action_dim), of one task."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, obs: Tensor, z: Tensor) -> Tensor:
+        return self.model.actor(obs, z.expand(len(obs), -1))
+
+
+def stacked_actor(problem: Problem) -> Stacked:
+    """The frozen model's actor, copied for every task: (obs (T, n, obs_dim), z (T, d))."""
+    obs = torch.zeros(1, problem.domain.obs_dim)
+    return Stacked(_Policy(problem.model), len(problem.tasks), obs, problem.z[0])
+
+
+class ParallelMLP(nn.Module):
+    """MLPs side by side, two hidden layers each: (heads, n, inputs) -> (heads, n, outputs).
+
+    With `zero`, the last layer starts at zero.
+    """
+
+    def __init__(
+        self, heads: int, inputs: int, hidden: int, outputs: int, *, zero: bool = False
+    ) -> None:
+        super().__init__()
+        last = ParallelLinear(heads, hidden, outputs)
+        if zero:
+            nn.init.zeros_(last.weight)
+        self.layers = nn.Sequential(
+            ParallelLinear(heads, inputs, hidden),
+            nn.ReLU(),
+            ParallelLinear(heads, hidden, hidden),
+            nn.ReLU(),
+            last,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The networks' outputs."""
+        return self.layers(x)
+
+
+class Mover(ABC):
+    """A policy for every task, and how it moves."""
+
+    parameters: Sequence[Tensor]
+    optimiser: torch.optim.Optimizer
+
+    @abstractmethod
+    def act(self, obs: Tensor) -> Tensor:
+        """Actions (T, n, action_dim) of obs (T, n, obs_dim), differentiable in what moves."""
+
+    def target_act(self, obs: Tensor) -> Tensor:
+        """Actions that the critic's targets are worked out with."""
+        return self.act(obs)
+
+    @property
+    @abstractmethod
+    def latent(self) -> Tensor:
+        """The latents that the policies go by, (T, d)."""
+
+    def descend(self, loss: Tensor) -> None:
+        """One step down a loss summed over tasks."""
+        gradients = torch.autograd.grad(loss, list(self.parameters))
+        for p, gradient in zip(self.parameters, gradients, strict=True):
+            p.grad = gradient
+        self.optimiser.step()
+
+    def follow(self, tau: float) -> None:
+        """Move the targets; a latent has none."""
+        return
+
+
+class LatentMover(Mover):
+    """z moves on the sphere, from z_0; the actor pi(s, z) is frozen."""
+
+    def __init__(self, problem: Problem, learning_rate: float) -> None:
+        self.model = problem.model
+        self.z = nn.Parameter(problem.z.clone())
+        self.parameters = [self.z]
+        self.optimiser = torch.optim.Adam([self.z], lr=learning_rate)
+
+    def act(self, obs: Tensor) -> Tensor:
+        """pi(s, z)."""
+        return act_by_latent(self.model, obs, self.z)
+
+    @property
+    def latent(self) -> Tensor:
+        """z as it moves."""
+        return self.z
+
+    def descend(self, loss: Tensor) -> None:
+        """One step, and the projection to the sphere."""
+        super().descend(loss)
+        with torch.no_grad():
+            self.z.copy_(project_z(self.z))
+
+    @torch.no_grad()
+    def put(self, z: Tensor, tasks: Tensor) -> None:
+        """Set the latents of some tasks (a mask, (T,)), and forget their optimiser's moments."""
+        self.z[tasks] = z[tasks]
+        for moment in ("exp_avg", "exp_avg_sq"):
+            state = self.optimiser.state[self.z].get(moment)
+            if state is not None:
+                state[tasks] = 0
+
+
+class WeightsMover(Mover):
+    """All weights of the actor move, from the frozen model's; the latent stays z_0."""
+
+    def __init__(self, problem: Problem, learning_rate: float) -> None:
+        self.policy = stacked_actor(problem)
+        self.target = self.policy.copied()
+        self._latent = problem.z
+        self.parameters = list(self.policy.parameters.values())
+        self.optimiser = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True)
+
+    def act(self, obs: Tensor) -> Tensor:
+        """pi(s, z_0) with the weights as they move."""
+        return self.policy(obs, self._latent)
+
+    def target_act(self, obs: Tensor) -> Tensor:
+        """pi(s, z_0) with the target weights."""
+        return self.policy(obs, self._latent, parameters=self.target)
+
+    @property
+    def latent(self) -> Tensor:
+        """z_0."""
+        return self._latent
+
+    def follow(self, tau: float) -> None:
+        """Move the target weights."""
+        follow(list(self.target.values()), self.parameters, tau)
+
+
+class FreshMover(Mover):
+    """A new actor for every task, tanh(MLP(s)), that knows nothing of the model's."""
+
+    def __init__(self, problem: Problem, hidden: int, learning_rate: float, seed: int) -> None:
+        domain = problem.domain
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.policy = ParallelMLP(len(problem.tasks), domain.obs_dim, hidden, domain.action_dim)
+        self.target = copy.deepcopy(self.policy).requires_grad_(False)
+        self.model = problem.model
+        self._latent = problem.z
+        self.parameters = list(self.policy.parameters())
+        self.optimiser = torch.optim.Adam(self.parameters, lr=learning_rate)
+
+    def act(self, obs: Tensor) -> Tensor:
+        """The actors' actions."""
+        return self.policy(self.model.normalise(obs)).tanh()
+
+    def target_act(self, obs: Tensor) -> Tensor:
+        """The target actors' actions."""
+        return self.target(self.model.normalise(obs)).tanh()
+
+    @property
+    def latent(self) -> Tensor:
+        """z_0, which these policies do not read."""
+        return self._latent
+
+    def follow(self, tau: float) -> None:
+        """Move the target actors."""
+        follow(list(self.target.parameters()), self.parameters, tau)

@@ -1,0 +1,277 @@
+"""Amortised adaptation: a small network, trained across tasks, maps transitions to an update of z.
+
+Before it meets the tasks, the adapter is trained on J tasks that the model's features suggest. Task
+j pays a clipped ramp of a direction v of the features, between two random quantiles of the data,
+
+    r_j(s) = clip((phi(s)^T v_j - l_j) / (h_j - l_j), 0, 1),   v_j = phi(s_j) of a state, or random
+
+and has its own inferred w_j and z_j. A pool of latents z_k, the z_j and those of states of data,
+is played once; every training task rewards it, which gives the mean rewards G_jk. From m states
+that z_j passed through, i = 1..m, with rewards r_i, the adapter proposes
+
+    z = proj(z_0 + sum_i a_i phi_i / |phi_i|)    a_i = f(invariants of i and of the whole sample)
+
+with an MLP f, and is trained to maximise sum_k softmax_k(beta cos(z, z_k)) G_jk, each task's G
+standardised: what the latents near the proposal earned. f sees scalars that no rotation of the
+latents changes, so that few tasks teach it.
+
+Adapting, it plays its current latent for some episodes, proposes from all states so far, and plays
+the proposal; no gradient is taken. The steps of the pool are the model's, spent once for all tasks
+to come, not the budget's: they are in `training_steps`.
+"""
+
+import math
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bfmpipe.adaptation.base import Method as BaseMethod
+from bfmpipe.adaptation.base import Problem, act_by_latent
+from bfmpipe.config import Config as BaseConfig
+from bfmpipe.envs.batched import BatchedEnv
+from bfmpipe.inference.reward import Inference, infer
+from bfmpipe.networks import project_z
+from bfmpipe.types import Array, UserError
+
+_INVARIANTS = 6
+
+
+class Config(BaseConfig):
+    """Settings of the adapter."""
+
+    training_tasks: int = Field(128, ge=2)
+    """J."""
+    pool: int = Field(256, ge=1)
+    """Latents of states beside those of the training tasks."""
+    pool_starts: int = Field(4, ge=1)
+    """Start states that each of them is played from, for an episode."""
+    samples: int = Field(10_000, ge=2)
+    """States of the data that rewards are inferred from."""
+    context: int = Field(256, ge=1)
+    """States m that the adapter reads."""
+    hidden_dim: int = Field(64, ge=1)
+    beta: float = Field(30.0, gt=0)
+    """Sharpness of the neighbourhood of a proposal."""
+    learning_rate: float = Field(3e-3, gt=0)
+    updates: int = Field(500, ge=1)
+    """Updates of the adapter, on all training tasks each."""
+    episodes: int = Field(4, ge=1)
+    """Episodes a task that are played between proposals."""
+
+
+class Adapter(nn.Module):
+    """The map from states and rewards to a latent.
+
+    Its last layer starts at zero: untrained, it proposes z_0.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        last = nn.Linear(hidden, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(
+            nn.Linear(_INVARIANTS, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), last
+        )
+
+    def forward(self, phi: Tensor, reward: Tensor, w: Tensor, z: Tensor) -> Tensor:
+        """Latents (T, d) of features phi (T, m, d), rewards (T, m), w_0 and z_0 (T, d)."""
+        direction = torch.nn.functional.normalize(phi, dim=-1)
+        scale = reward.abs().mean(1, keepdim=True).clamp_min(1e-8)
+        r = reward / scale
+        fit = (phi * w[:, None]).sum(-1) / scale
+        earned = torch.nn.functional.normalize((r[..., None] * phi).mean(1), dim=-1)
+        start = torch.nn.functional.normalize(z, dim=-1)
+        invariants = torch.stack(
+            [
+                r.clamp(-10, 10) / 10,
+                (r - fit).clamp(-10, 10) / 10,
+                (direction * start[:, None]).sum(-1),
+                (direction * earned[:, None]).sum(-1),
+                (start * earned).sum(-1, keepdim=True).expand_as(r),
+                (reward > 0).to(r).mean(1, keepdim=True).expand_as(r),
+            ],
+            dim=-1,
+        )
+        a = self.layers(invariants)
+        return project_z(z + math.sqrt(z.shape[-1]) * (a * direction).mean(1))
+
+
+class Method(BaseMethod):
+    """The adapter on all tasks at once."""
+
+    def __init__(self, config: Config, problem: Problem, seed: int) -> None:
+        super().__init__(config, problem, seed)
+        self.config = config
+        self.steps = config.episodes * problem.domain.config.episode_steps
+        if problem.budget < self.steps:
+            raise UserError(
+                f"amortised: a budget of {problem.budget} environment steps a task is too small "
+                f"for the {config.episodes} episodes before the first proposal ({self.steps}); "
+                "raise the budget or lower episodes"
+            )
+        if problem.domain.observed_fields:
+            raise UserError(
+                f"amortised: {problem.domain.name} observes "
+                f"{', '.join(problem.domain.observed_fields)}, which stored states do not hold, so "
+                "there are no training tasks; choose lola"
+            )
+        self.training_steps = 0
+        self.adapter: Adapter | None = None
+        self.phi: list[Tensor] = []
+        self.reward: list[Tensor] = []
+
+    def advance(self) -> bool:
+        """Play some episodes at the current latent, and propose from all states so far."""
+        if self.left < self.steps:
+            return False
+        if self.adapter is None:
+            self.adapter = self._train()
+        self._collect()
+        phi, reward = torch.cat(self.phi, 1), torch.cat(self.reward, 1)
+        m = self.config.context
+        rows = torch.randperm(phi.shape[1], generator=self.generator)[:m]
+        with torch.no_grad():
+            problem = self.problem
+            self.z = self.adapter(phi[:, rows], reward[:, rows], problem.w, problem.z)
+        return True
+
+    @torch.no_grad()
+    def _collect(self) -> None:
+        problem, n = self.problem, self.config.episodes
+        tasks = len(problem.tasks)
+        env = problem.env(n)
+        obs = env.reset(problem.domain.start_states(tasks * n, self.rng))
+        for _ in range(problem.domain.config.episode_steps):
+            grouped = torch.from_numpy(obs).view(tasks, n, -1)
+            action = act_by_latent(problem.model, grouped, self.z).flatten(0, 1).numpy()
+            obs = env.step(action)
+            self.phi.append(problem.model.phi(torch.from_numpy(obs)).view(tasks, n, -1))
+            self.reward.append(torch.from_numpy(problem.reward(env, action)).float())
+        if not bool(torch.isfinite(torch.cat(self.reward, 1)).all()):
+            raise UserError("amortised: a reward is not a number; look into the task's reward")
+        self.env_steps += self.steps
+
+    def _train(self) -> Adapter:
+        """The adapter, trained on tasks of its own."""
+        c = self.config
+        with torch.no_grad():
+            phi, weights = self._training_tasks()
+            z, w, reward = weights
+            latents, context, context_reward, earned = self._play_pool(phi, z, reward)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(self.rng.integers(2**31)))
+            adapter = Adapter(c.hidden_dim)
+        fit(adapter, context, context_reward, w, z, latents, earned, c, self.generator)
+        return adapter.requires_grad_(False)
+
+    def _training_tasks(self) -> tuple[Tensor, tuple[Tensor, Tensor, "Ramps"]]:
+        """Features of data states (n, d), and the tasks: z, w (J, d), and the rewards."""
+        c, problem = self.config, self.problem
+        rows = self.rng.integers(len(problem.visited), size=c.samples)
+        domain = problem.domain
+        obs = torch.from_numpy(domain.observe(domain.split(problem.visited[rows])))
+        phi = problem.model.phi(obs)
+        J, d = c.training_tasks, phi.shape[-1]
+        goals = phi[torch.randint(len(phi), (J,), generator=self.generator)]
+        noise = torch.randn(J, d, generator=self.generator)
+        of_state = torch.rand(J, 1, generator=self.generator) < 0.5
+        v = torch.where(of_state, goals, noise)
+        # the upper end is rarely reached, the lower one often: tasks pay in a small part of space
+        share = torch.rand(J, 2, generator=self.generator).square()
+        low = 1 - 0.5 * share.amax(1) - 1e-3
+        high = 1 - 0.5 * share.amin(1).square() * share.amax(1)
+        values = phi @ v.mT
+        ends = [
+            torch.stack([values[:, j].quantile(float(q[j])) for j in range(J)]) for q in (low, high)
+        ]
+        reward = Ramps(v, *ends)
+        how = Inference(samples=len(phi))
+        found = [infer(problem.model, obs, r, how) for r in reward(phi).mT]
+        w, z = (torch.stack(column) for column in zip(*found, strict=True))
+        return phi, (z, w, reward)
+
+    def _play_pool(
+        self, phi: Tensor, z: Tensor, reward: "Ramps"
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Latents (K, d); states that each task's z passed (J, m, d), with their rewards; G."""
+        c, problem = self.config, self.problem
+        domain, model = problem.domain, problem.model
+        known = phi[torch.randint(len(phi), (c.pool,), generator=self.generator)]
+        latents = torch.cat([z, project_z(known)])
+        K, n, J = len(latents), c.pool_starts, len(z)
+        starts: Array = domain.start_states(n, self.rng)
+        env = BatchedEnv(domain, K * n, problem.threads)
+        obs = torch.from_numpy(env.reset(np.tile(starts, (K, 1))))
+        rows = latents.repeat_interleave(n, dim=0)
+        earned = torch.zeros(J, K)
+        seen, rewards = [], []
+        steps = domain.config.episode_steps
+        for _ in range(steps):
+            obs = torch.from_numpy(env.step(model.actor(obs, rows).numpy()))
+            features = model.phi(obs)
+            paid = reward(features).view(K, n, J)
+            earned += paid.mean(1).mT / steps
+            own = torch.arange(J)
+            seen.append(features.view(K, n, -1)[:J])
+            rewards.append(paid[own, :, own])
+        self.training_steps = K * n * steps
+        return latents, torch.cat(seen, 1), torch.cat(rewards, 1), earned
+
+
+def fit(
+    adapter: Adapter,
+    phi: Tensor,
+    reward: Tensor,
+    w: Tensor,
+    z: Tensor,
+    latents: Tensor,
+    earned: Tensor,
+    config: Config,
+    generator: torch.Generator,
+) -> None:
+    """Train the adapter on J tasks by the module's objective.
+
+    Args:
+        adapter: what is trained.
+        phi: (J, m, d), features of states that each task's z_0 passed.
+        reward: (J, m), the task's rewards there.
+        w: (J, d), inferred.
+        z: (J, d), z_0.
+        latents: (K, d), the pool.
+        earned: (J, K), what each of them earned.
+        config: beta, learning rate, updates, context.
+        generator: of the choice of states.
+    """
+    score = standardised(earned)
+    direction = torch.nn.functional.normalize(latents, dim=-1)
+    optimiser = torch.optim.Adam(adapter.parameters(), lr=config.learning_rate)
+    for _ in range(config.updates):
+        rows = torch.randint(phi.shape[1], (config.context,), generator=generator)
+        proposal = adapter(phi[:, rows], reward[:, rows], w, z)
+        near = torch.nn.functional.normalize(proposal, dim=-1) @ direction.mT
+        loss = -((config.beta * near).softmax(-1) * score).sum(-1).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+
+
+def standardised(earned: Tensor) -> Tensor:
+    """Each task's row of (J, K) with mean 0 and standard deviation 1; 0 where all are the same."""
+    centred = earned - earned.mean(1, keepdim=True)
+    return centred / earned.std(1, keepdim=True).clamp_min(1e-8)
+
+
+class Ramps:
+    """The rewards of J training tasks: clipped ramps of directions of the features."""
+
+    def __init__(self, v: Tensor, low: Tensor, high: Tensor) -> None:
+        self.v = v
+        self.low = low
+        self.height = (high - low).clamp_min(1e-6)
+
+    def __call__(self, phi: Tensor) -> Tensor:
+        """Rewards (n, J) of features (n, d)."""
+        return ((phi @ self.v.mT - self.low) / self.height).clamp(0, 1)

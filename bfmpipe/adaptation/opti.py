@@ -1,0 +1,217 @@
+"""OpTI, optimistic task inference: a linear bandit over reward weights (arXiv 2510.20264).
+
+The reward is taken to be linear in the model's features, r ~ x(s')^T w, and what is not known of w
+is explored. With x = phi where w is defined by least squares, and x = C^+ phi where it is the
+expectation E[r phi] (C = mean phi phi^T over the data), the value of w under pi(., z) is
+psi(s, pi(s, z), z)^T w. From all steps (s, a) -> s' played so far, with rewards r,
+
+    A = lambda I + sum x(s') x(s')^T
+    w_hat = A^-1 (lambda w_0 + sum r x(s'))
+
+that is ridge regression with the inferred w_0 as prior mean. Every `switch_every` steps, and when
+an episode begins, each environment chooses a latent for its state s:
+
+    ucb       among z_c = proj(w_c), with w_c = w_hat and others uniform in the ellipsoid
+              {w: |w - w_hat|_A <= 2 beta}, the one of largest optimistic value, psi_c =
+              psi(s, pi(s, z_c), z_c), the smaller of the heads' values:
+              max {psi_c^T w: |w - w_hat|_A <= beta} = psi_c^T w_hat + beta |psi_c|_{A^-1}
+    thompson  z = proj(w) of w ~ N(w_hat, beta^2 A^-1)
+    greedy    z = proj(w_hat)
+
+What no w can say is not learnt: on the maze, whose goals are far smaller than the features resolve,
+w_hat comes to fit the places that were played, and the precise tasks lose by it.
+
+Played are episodes from the task's own starts. Evaluated is proj(w_hat), never the optimistic
+latent; before the first step it is z_0. There is no critic but the frozen psi.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bfmpipe.adaptation.base import Method as BaseMethod
+from bfmpipe.adaptation.base import Problem, act_by_latent
+from bfmpipe.agents import Model
+from bfmpipe.config import Config as BaseConfig
+from bfmpipe.inference.reward import inverse_covariance
+from bfmpipe.networks import project_z
+from bfmpipe.types import Array, UserError
+
+_SAMPLE = 50_000  # states of the data that C is worked out from
+
+
+class Config(BaseConfig):
+    """Settings of OpTI; the paper has candidates 128, beta and ridge 1, and no prior mean."""
+
+    exploration: Literal["ucb", "thompson", "greedy"] = "ucb"
+    """How latents are chosen; greedy, the ablation, explores nothing."""
+    switch_every: int = Field(50, ge=1)
+    """Steps between choices; at the length of an episode or more, one choice an episode."""
+    nenv: int = Field(1, ge=1)
+    """Environments a task that step together."""
+    candidates: int = Field(128, ge=2)
+    """Latents that are compared at each choice, for ucb."""
+    beta: float = Field(1.0, ge=0)
+    """Radius of the ellipsoid, or spread of Thompson's draws, in units of reward."""
+    ridge: float = Field(10_000.0, gt=0)
+    """lambda: what w_0 counts against data, in states played, for features of unit variance.
+    Rewards are hardly ever linear in the features, and then w fits where it was played last: with
+    1 the inferred weights are lost within an episode, and the maze's tasks with them."""
+
+
+class Ridge:
+    """Ridge regression of rewards on features, T of them side by side in float64.
+
+    Args:
+        prior: (T, d), the weights before any data.
+        ridge: lambda.
+    """
+
+    def __init__(self, prior: Tensor, ridge: float) -> None:
+        tasks, d = prior.shape
+        self.A = ridge * torch.eye(d, dtype=torch.float64).expand(tasks, -1, -1)
+        self.b = ridge * prior.double()
+        self._solve()
+
+    def _solve(self) -> None:
+        self.root = torch.linalg.cholesky(self.A)
+        self.w = torch.cholesky_solve(self.b[..., None], self.root)[..., 0]
+        """(T, d), w_hat."""
+
+    def tell(self, x: Tensor, reward: Tensor) -> None:
+        """Learn from features x (T, n, d) and rewards (T, n)."""
+        x = x.double()
+        self.A = self.A + x.mT @ x
+        self.b = self.b + (reward.double()[:, None] @ x)[:, 0]
+        self._solve()
+
+    def optimistic(self, psi: Tensor, beta: float) -> Tensor:
+        """psi^T w_hat + beta |psi|_{A^-1}, (T, n), of psi (T, n, d)."""
+        white = torch.linalg.solve_triangular(self.root, psi.double().mT, upper=False)
+        return (psi.double() @ self.w[..., None])[..., 0] + beta * white.norm(dim=1)
+
+    def normal(self, n: int, scale: float, generator: torch.Generator) -> Tensor:
+        """n draws (T, n, d) of N(w_hat, scale^2 A^-1)."""
+        return self.w[:, None] + scale * self._colour(self._noise(n, generator))
+
+    def ellipsoid(self, n: int, radius: float, generator: torch.Generator) -> Tensor:
+        """n draws (T, n, d), uniform in |w - w_hat|_A <= radius."""
+        noise = self._noise(n, generator)
+        d = noise.shape[-1]
+        length = torch.rand(*noise.shape[:2], 1, generator=generator, dtype=noise.dtype) ** (1 / d)
+        ball = length * torch.nn.functional.normalize(noise, dim=-1)
+        return self.w[:, None] + radius * self._colour(ball)
+
+    def _noise(self, n: int, generator: torch.Generator) -> Tensor:
+        tasks, d = self.w.shape
+        return torch.randn(tasks, n, d, generator=generator, dtype=torch.float64)
+
+    def _colour(self, x: Tensor) -> Tensor:
+        """A^-1/2 x: of covariance A^-1 where x (T, n, d) has the identity."""
+        return torch.linalg.solve_triangular(self.root.mT, x.mT, upper=True).mT
+
+
+class Method(BaseMethod):
+    """OpTI on all tasks at once."""
+
+    def __init__(self, config: Config, problem: Problem, seed: int) -> None:
+        super().__init__(config, problem, seed)
+        self.config = config
+        if problem.budget < config.nenv:
+            raise UserError(
+                f"opti: a budget of {problem.budget} environment steps does not allow one step of "
+                f"{config.nenv} environments; raise the budget or lower nenv"
+            )
+        self.ridge = Ridge(problem.w, config.ridge)
+        self.to_features = reward_features(problem, self.rng)
+        self.env = problem.env(config.nenv)
+        self.episode_step = problem.domain.config.episode_steps
+
+    @torch.no_grad()
+    def advance(self) -> bool:
+        """Play one latent in every environment until the next choice; then learn."""
+        c, problem = self.config, self.problem
+        tasks, length = len(problem.tasks), problem.domain.config.episode_steps
+        if self.left < c.nenv:
+            return False
+        if self.episode_step == length:
+            starts = problem.domain.start_states(tasks * c.nenv, self.rng)
+            self.obs = self._grouped(self.env.reset(starts))
+            self.episode_step = 0
+        steps = min(c.switch_every, length - self.episode_step, self.left // c.nenv)
+        z = self.choose(self.obs)
+        features, rewards = [], []
+        for _ in range(steps):
+            action = act_by_latent(problem.model, self.obs, z).flatten(0, 1).numpy()
+            self.obs = self._grouped(self.env.step(action))
+            rewards.append(torch.from_numpy(problem.reward(self.env, action)))
+            phi = problem.model.phi(self.obs.flatten(0, 1)).double()
+            features.append((phi @ self.to_features).unflatten(0, (tasks, c.nenv)))
+        self.episode_step += steps
+        self.env_steps += steps * c.nenv
+        reward = torch.cat(rewards, 1)
+        if not bool(reward.isfinite().all()):
+            task = problem.tasks[int((~reward.isfinite()).nonzero()[0][0])]
+            raise UserError(
+                f"task {task}: a reward is not a number; look for a division by zero or a "
+                "logarithm in the reward"
+            )
+        self.ridge.tell(torch.cat(features, 1), reward)
+        self.z = project_z(self.ridge.w).to(self.z)
+        return True
+
+    def choose(self, obs: Tensor) -> Tensor:
+        """Latents to play (T, nenv, d), from the states of obs (T, nenv, obs_dim)."""
+        c, ridge = self.config, self.ridge
+        n = obs.shape[1]
+        if c.exploration == "greedy":
+            w = ridge.w[:, None].expand(-1, n, -1)
+        elif c.exploration == "thompson":
+            w = ridge.normal(n, c.beta, self.generator)
+        else:
+            w = ridge.ellipsoid(n * c.candidates, 2 * c.beta, self.generator)
+            w = w.unflatten(1, (n, c.candidates))
+            w[:, :, 0] = ridge.w[:, None]
+            z = project_z(w).to(self.z)
+            values = ridge_values(self.problem.model, ridge, obs, z, c.beta)
+            best = values.argmax(-1)[..., None, None].expand(-1, -1, 1, z.shape[-1])
+            return z.gather(2, best)[:, :, 0]
+        return project_z(w).to(self.z)
+
+    def _grouped(self, obs: Array) -> Tensor:
+        return torch.from_numpy(obs).unflatten(0, (len(self.problem.tasks), self.config.nenv))
+
+
+def ridge_values(model: Model, ridge: Ridge, obs: Tensor, z: Tensor, beta: float) -> Tensor:
+    """Optimistic values (T, n, K) of z (T, n, K, d) from obs (T, n, obs_dim): the lesser head's."""
+    tasks, n, K, _ = z.shape
+    flat = obs[:, :, None].expand(-1, -1, K, -1).flatten(0, 2)
+    latents = z.flatten(0, 2)
+    psi = model.psi(flat, model.actor(flat, latents), latents)
+    heads = [ridge.optimistic(head.view(tasks, n * K, -1), beta) for head in psi]
+    return torch.stack(heads).amin(0).view(tasks, n, K)
+
+
+@torch.no_grad()
+def reward_features(problem: Problem, rng: np.random.Generator) -> Tensor:
+    """The matrix (d, d), float64, from rows phi to rows x of the module's equations.
+
+    Raises:
+        UserError: where it takes observations of stored states, and there are none.
+    """
+    model, domain = problem.model, problem.domain
+    if model.inference_weights == "least-squares":
+        return torch.eye(model.z_dim, dtype=torch.float64)
+    if domain.observed_fields:
+        raise UserError(
+            f"opti: {domain.name} observes {', '.join(domain.observed_fields)}, which stored "
+            "states do not hold, and this model's weights need the features' covariance; choose "
+            "a model whose weights are found by least squares, or another method"
+        )
+    n = min(_SAMPLE, len(problem.visited))
+    physics = problem.visited[rng.choice(len(problem.visited), n, replace=False)]
+    obs = torch.from_numpy(domain.observe(domain.split(physics)))
+    return inverse_covariance(model.phi(obs))
