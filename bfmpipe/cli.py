@@ -2,7 +2,9 @@
 
 Every function of bfmpipe.stages named like its module is a command. Its first parameter is the
 settings, given as JSON or as @file; its keyword-only parameters are files. `bfmpipe doctor` is no
-stage: it has neither, and says whether the installation is well.
+stage: it has neither, and says whether the installation is well. Nor is `bfmpipe import-metamotivo
+DIR OUT`: it brings a model that others trained. `bfmpipe adapt` without the stage's settings adapts
+to one task by hand, and `bfmpipe play` plays what came of it.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import json
 import os
 import pkgutil
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -35,21 +38,24 @@ def main(argv: list[str] | None = None) -> int:
     # idle threads must not spin on the cores that the simulator needs; torch reads it on import
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as a rule gives it: by hand, the same bytes
-    os.environ.setdefault("MUJOCO_GL", "disabled")
+    if argv[:1] != ["play"]:  # which may draw
+        os.environ.setdefault("MUJOCO_GL", "disabled")
     top = argparse.ArgumentParser(
         prog="bfmpipe",
         description="Fast adaptation of behavioural foundation models.",
-        epilog=f"`bfmpipe doctor`: {_DOCTOR}",
+        epilog="; ".join(f"`bfmpipe {name}`: {said}" for name, (said, _) in _OTHERS.items()),
     )
-    names = (*NAMES, "doctor")
+    names = (*NAMES, *_OTHERS)
     top.add_argument("stage", choices=names, help="what to do; `bfmpipe STAGE --help` says more")
     if not argv or argv[0] not in names:
         top.parse_args(argv)
         return 2
     name = argv[0]
     try:
-        if name == "doctor":
-            return _doctor(argv[1:])
+        if name in _OTHERS:
+            return _OTHERS[name][1](argv[1:])
+        if name == "adapt" and not _is_stage(argv[1:]):
+            return _adapt_by_hand(argv[1:])
         _run(name, argv[1:])
     except UserError as error:
         print(f"bfmpipe {name}: error: {error}", file=sys.stderr)
@@ -106,6 +112,187 @@ def _doctor(argv: list[str]) -> int:
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     print(f"bfmpipe doctor: error: {faults[0]}{more}", file=sys.stderr)
     return 1
+
+
+_IMPORT = "write a checkpoint of Meta Motivo as a model directory"
+
+
+def _import_metamotivo(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="bfmpipe import-metamotivo", description=_IMPORT)
+    parser.add_argument("source", type=Path, metavar="DIR", help="config.json, model.safetensors")
+    parser.add_argument("destination", type=Path, metavar="OUT", help="the directory to write")
+    given = parser.parse_args(argv)
+    from bfmpipe.agents.metamotivo import import_metamotivo
+
+    import_metamotivo(given.source, given.destination)
+    return 0
+
+
+_BY_HAND = """\
+Adapt a model to one task by hand: infer its latent from the data set, adapt it, say what was
+gained, and save it for `bfmpipe play`. With --cfg it is the pipeline's stage instead, on all tasks
+of a domain: the usage below."""
+
+
+def _is_stage(argv: list[str]) -> bool:
+    """Whether `bfmpipe adapt` is meant as the stage: by the options that it alone has."""
+    own = {"--cfg", "--dataset", "--latents", "--curves", "--trajectories"}
+    return any(word.partition("=")[0] in own for word in argv)
+
+
+def _adapt_by_hand(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="bfmpipe adapt",
+        description=_BY_HAND,
+        epilog="the stage, which `bfmpipe adapt --cfg {} --help` explains:\n"
+        "  bfmpipe adapt --cfg JSON --model DIR --dataset FILE --latents FILE --curves FILE\n"
+        "                --trajectories FILE",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="of a model")
+    _add_task(parser, required=True)
+    parser.add_argument(
+        "--method", required=True, help="a module of bfmpipe.adaptation, such as lola"
+    )
+    _add_settings(parser, "--set", "settings of the method")
+    for name, said in (
+        ("episodes", "budget in episodes' worth of steps (50)"),
+        ("every", "episodes between evaluations (5)"),
+        ("evaluate", "episodes an evaluation, which cost the budget nothing (32)"),
+    ):
+        parser.add_argument(f"--{name}", type=_value, metavar="N", help=said)
+    parser.add_argument(
+        "--latent-out",
+        type=Path,
+        metavar="FILE",
+        help="where the adapted latent goes (TASK-METHOD.safetensors)",
+    )
+    given = vars(parser.parse_args(argv))
+    files = {"model": given.pop("model"), "data": given.pop("data")}
+    latent = given.pop("latent_out")
+    settings = {"method_settings": _settings(given.pop("set"), "--set"), **_task(given)}
+    from bfmpipe import by_hand
+
+    by_hand.adapt(parse(by_hand.Adapt, settings, "the arguments"), **files, latent=latent)
+    return 0
+
+
+_PLAY = "play a latent that `bfmpipe adapt` saved, or zero-shot, and make a film of it"
+
+
+def _play(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="bfmpipe play",
+        usage="bfmpipe play FILE [--model DIR] [--episodes N] [--video FILE]\n"
+        "       bfmpipe play --model DIR --task TASK [--domain DOMAIN] [--task-set KEY=VALUE ...]\n"
+        "                    [--data FILE] [--seed N] [--episodes N] [--video FILE]",
+        description="Play a latent that `bfmpipe adapt` saved, from the start states that it was "
+        "evaluated at; or zero-shot, what inference gives for a task.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("latent", nargs="?", type=Path, metavar="FILE", help="a saved latent")
+    parser.add_argument(
+        "--model", type=Path, metavar="DIR", help="of the model; that of a saved latent is known"
+    )
+    _add_task(parser, required=False)
+    parser.add_argument("--episodes", type=_value, metavar="N", help="episodes to play (4)")
+    parser.add_argument(
+        "--video", type=Path, metavar="FILE", help="a .gif, .mp4 or .png to draw them into"
+    )
+    given = vars(parser.parse_args(argv))
+    latent, model, data, video = (given.pop(n) for n in ("latent", "model", "data", "video"))
+    settings = _task(given)
+    episodes = {k: settings.pop(k) for k in ("episodes",) if k in settings}
+    named = {**settings, **({"data": data} if data else {})}
+    if latent is None and (model is None or "task" not in named):
+        raise UserError("name the file of a latent, or a --model and a --task to play zero-shot")
+    asked = next((name for name, value in named.items() if value != {}), None)
+    if latent is not None and asked:
+        option = asked.replace("_settings", "_set").replace("_", "-")
+        raise UserError(f"{latent} says what is played; leave --{option} out")
+    if "MUJOCO_GL" not in os.environ:  # it is read when mujoco is imported
+        os.environ["MUJOCO_GL"] = _opengl() if video else "disabled"
+    from bfmpipe import by_hand
+
+    cfg = parse(by_hand.Play, episodes, "the arguments")
+    if latent is not None:
+        by_hand.play_saved(cfg, latent=latent, model=model, video=video)
+        return 0
+    zero_shot = parse(by_hand.ZeroShot, settings, "the arguments")
+    by_hand.play_zero_shot(cfg, zero_shot, model=model, data=data, video=video)
+    return 0
+
+
+def _opengl() -> str:
+    """The first of MuJoCo's backends that works here without a display, or "disabled"."""
+    for name in ("egl", "osmesa"):
+        # tried in a process of its own: where its library is missing, mujoco cannot be imported
+        tried = subprocess.run(
+            [sys.executable, "-c", "import mujoco; mujoco.GLContext(8, 8).make_current()"],
+            env={**os.environ, "MUJOCO_GL": name},
+            capture_output=True,
+            check=False,
+        )
+        if tried.returncode == 0:
+            return name
+    return "glfw" if "DISPLAY" in os.environ else "disabled"
+
+
+def _add_task(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """The options that say which task of which model."""
+    parser.add_argument("--domain", help="the model's; refused if it is another")
+    parser.add_argument("--task", required=required, help="a task of the domain, such as run")
+    _add_settings(parser, "--task-set", "settings of the task; file=FILE.py for one of your own")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="data set to infer from (data.parquet where the pipeline puts it, DIR/../../..)",
+    )
+    parser.add_argument("--seed", type=_value, metavar="N", help="of all randomness (0)")
+
+
+def _add_settings(parser: argparse.ArgumentParser, option: str, said: str) -> None:
+    parser.add_argument(
+        option, nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=said
+    )
+
+
+def _task(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings from options: those not given keep their defaults."""
+    task_settings = _settings(given.pop("task_set"), "--task-set")
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return {**chosen, "task_settings": task_settings}
+
+
+def _settings(words: list[str], option: str) -> dict[str, Any]:
+    """Settings as they stand on the command line, KEY=VALUE."""
+    settings: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not (key and equals):
+            raise UserError(f"{option}: '{word}' is not KEY=VALUE")
+        if key in settings:
+            raise UserError(f"{option}: {key} is given twice")
+        settings[key] = _value(text)
+    return settings
+
+
+def _value(text: str) -> Any:
+    """A value as JSON has it, or text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+#: The commands that are no stages, each with what it does.
+_OTHERS = {
+    "doctor": (_DOCTOR, _doctor),
+    "import-metamotivo": (_IMPORT, _import_metamotivo),
+    "play": (_PLAY, _play),
+}
 
 
 def _json(text: str) -> Any:

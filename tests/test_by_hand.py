@@ -1,0 +1,425 @@
+"""One task by hand: what is saved is what was adapted, and plays as it was evaluated."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bfmpipe import api, by_hand
+from bfmpipe.adaptation.protocol import Evaluation, start_states
+from bfmpipe.agents import WEIGHTS, load_tensors, save_tensors
+from bfmpipe.cli import _opengl, main
+from bfmpipe.files import file_digest
+
+LOLA = {"states": 2, "latents": 2, "horizon": 5, "start_states": "own", "bootstrap": False}
+LOLA_WORDS = ["states=2", "latents=2", "horizon=5", "start_states=own", "bootstrap=false"]
+TASK = ["--task", "reach_top_left", "--task-set", "target_size=0.1"]
+SHORT = ["--episodes", "4", "--every", "2", "--evaluate", "3"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Where files without a directory are written."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def adapt(tiny, *more, method="lola", settings=LOLA_WORDS):
+    options = ["--model", str(tiny.model), "--data", str(tiny.dataset), "--method", method]
+    settings = ["--set", *settings] if settings else []
+    return main(["adapt", *options, *TASK, *SHORT, *settings, *map(str, more)])
+
+
+@pytest.fixture
+def latent(tiny, here, capsys):
+    assert adapt(tiny) == 0
+    capsys.readouterr()
+    return here / "reach_top_left-lola.safetensors"
+
+
+def expected(tiny, **changed):
+    """The same by the library: inferred latent, and evaluations."""
+    pretrained = api.load(tiny.model)
+    tasks = pretrained.domain.tasks("reach", ["reach_top_left"], {"target_size": 0.1})
+    data = api.read_transitions(tiny.dataset)
+    inferred = api.infer(pretrained, tasks, data)
+    arguments = {"episodes": 4, "every": 2, "evaluation": Evaluation(episodes=3), "settings": LOLA}
+    arguments = {"method": "lola", **arguments, **changed}
+    return inferred, list(api.adapt(pretrained, tasks, inferred, data, **arguments))
+
+
+def said_returns(out):
+    return [float(number) for number in re.findall(r"^episode \d+ +(\S+)$", out, re.MULTILINE)]
+
+
+def refused(capsys, argv):
+    """The one line that a mistake gives."""
+    assert main(list(map(str, argv))) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    return line.removeprefix(f"bfmpipe {argv[0]}: error: ")
+
+
+def test_what_is_saved_is_what_the_library_adapts(tiny, latent):
+    inferred, points = expected(tiny)
+    tensors, header = load_tensors(latent)
+    assert np.array_equal(tensors["z"].numpy(), points[-1].z[0])
+    assert not np.array_equal(points[-1].z, points[0].z)
+    assert torch.equal(tensors["z_0"], inferred.z[0])
+    assert torch.equal(tensors["w"], inferred.w[0])
+    saved = by_hand.Saved.model_validate_json(json.dumps(header))
+    assert saved.returns_before == tuple(points[0].returns[0])
+    assert saved.returns_after == tuple(points[-1].returns[0])
+    assert (saved.domain, saved.task, saved.method) == (
+        "point_mass_maze",
+        "reach_top_left",
+        "lola",
+    )
+    assert saved.domain_settings == {"physics_steps": 5, "episode_steps": 20}
+    assert saved.task_settings["target_size"] == 0.1
+    assert saved.method_settings.items() >= LOLA.items()
+    assert saved.env_steps == 80
+    assert saved.model_sha256 == file_digest(tiny.model / WEIGHTS)
+
+
+def test_the_summary_says_what_was_gained(tiny, capsys):
+    _, points = expected(tiny)
+    before, after = points[0].returns.mean(), points[-1].returns.mean()
+    assert adapt(tiny, "--domain", "point_mass_maze", "--latent-out", "new/z.safetensors") == 0
+    captured = capsys.readouterr()
+    summary, where = captured.out.splitlines()
+    percent = 100 * (after - before) / before
+    assert re.fullmatch(
+        rf"point_mass_maze reach_top_left: zero-shot {before:.2f} -> lola {after:.2f} "
+        rf"\({percent:+.0f} %\), after 4 episodes and \d+\.\d s".replace("(+", r"(\+"),
+        summary,
+    )
+    assert where.startswith("new/z.safetensors: ")
+    assert Path("new/z.safetensors").is_file()
+    assert f"return={after:.2f}" in captured.err
+    assert "80/80" in captured.err
+    assert f"cosine={points[-1].cosine[0]:.3f}"[:10] in captured.err
+
+
+def test_the_same_seed_gives_the_same_file_and_another_one_another(tiny, latent):
+    adapt(tiny, "--latent-out", "again")
+    adapt(tiny, "--latent-out", "other", "--seed", 1)
+    assert Path("again").read_bytes() == latent.read_bytes()
+    z, other = (load_tensors(Path(name))[0]["z"] for name in ("again", "other"))
+    assert not torch.equal(z, other)
+
+
+def test_a_saved_latent_plays_as_it_was_evaluated(tiny, latent, capsys):
+    tensors, header = load_tensors(latent)
+    assert main(["play", str(latent), "--episodes", "3"]) == 0
+    out = capsys.readouterr().out
+    returns = header["returns_after"]
+    assert said_returns(out) == pytest.approx(returns, abs=0.0051)
+    mean = f"lola: mean return {np.mean(returns):.2f} of 3 episodes"
+    assert out.splitlines()[-1] == f"point_mass_maze reach_top_left, {mean}"
+    # to the bit, and with the rewards that `api.play` passes
+    pretrained = api.load(tiny.model)
+    domain = pretrained.domain
+    (task,) = domain.tasks("reach", ["reach_top_left"], {"target_size": 0.1})
+    starts = start_states(domain, Evaluation(episodes=3))
+    found, physics, rewards = by_hand.played(pretrained, task, tensors["z"], starts)
+    assert found.tolist() == returns
+    passed = api.play(pretrained, tensors["z"], starts)
+    assert np.array_equal(physics, passed.physics)
+    for t in range(20):
+        reward = domain.relabel(task, passed.physics[t + 1], passed.action[t])
+        assert np.array_equal(rewards[t], reward)
+    np.testing.assert_allclose(rewards.sum(0), returns, rtol=1e-12)
+
+
+@pytest.mark.parametrize("episodes", [1, 5])
+def test_any_number_of_episodes_is_played(latent, capsys, episodes):
+    _, header = load_tensors(latent)
+    assert main(["play", str(latent), "--episodes", str(episodes)]) == 0
+    out = capsys.readouterr().out
+    returns = said_returns(out)
+    assert len(returns) == episodes
+    assert out.endswith(f"of {episodes} episode{'s' if episodes > 1 else ''}\n")
+    if episodes <= 3:  # the first of those evaluated
+        assert returns == pytest.approx(header["returns_after"][:episodes], abs=0.0051)
+
+
+def test_zero_shot_is_played_without_a_file(tiny, capsys):
+    _, points = expected(tiny, method="zero-shot", settings={}, evaluation=Evaluation())
+    options = ["--model", str(tiny.model), "--data", str(tiny.dataset), "--episodes", "32"]
+    assert main(["play", *options, *TASK]) == 0
+    out = capsys.readouterr().out
+    assert said_returns(out) == pytest.approx(points[0].returns[0], abs=0.0051)
+    assert f"zero-shot: mean return {points[0].returns.mean():.2f} of 32" in out
+
+
+def test_zero_shot_saves_the_inferred_latent(tiny, capsys):
+    assert adapt(tiny, method="zero-shot", settings=[]) == 0
+    assert "after 0 episodes" in capsys.readouterr().out
+    tensors, _ = load_tensors(Path("reach_top_left-zero-shot.safetensors"))
+    assert torch.equal(tensors["z"], tensors["z_0"])
+
+
+def test_where_weights_move_there_is_no_latent_to_save(tiny, here, capsys):
+    settings = ["nenv=2", "updates_per_step=0.5", "batch=16", "warmup_steps=20"]
+    assert adapt(tiny, method="td3", settings=settings) == 0
+    summary, said = capsys.readouterr().out.splitlines()
+    assert "-> td3" in summary
+    assert said.startswith("no latent is saved: td3 moves the actor's weights")
+    assert list(here.iterdir()) == []
+
+
+def test_the_data_set_of_the_pipeline_is_found(tiny, tmp_path, capsys):
+    model = tmp_path / "results/maze/fb/seed0/model"
+    model.mkdir(parents=True)
+    for file in tiny.model.iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    argv = ["adapt", "--model", model, *TASK, *SHORT, "--method", "lola", "--set", *LOLA_WORDS]
+    line = refused(capsys, argv)
+    assert line.startswith(f"{tmp_path}/results/maze/data.parquet: no such file")
+    assert line.endswith("say where it is with --data")
+    (tmp_path / "results/maze/data.parquet").symlink_to(tiny.dataset)
+    assert main(list(map(str, argv))) == 0
+
+
+OWN = "def near(physics, action):\n    return (physics.position[:, 0] < 0) * 1.0\n"
+
+
+def test_a_task_of_ones_own(tiny, here, tmp_path, capsys, monkeypatch):
+    (here / "mine.py").write_text(OWN)
+    options = ["--model", str(tiny.model), "--data", str(tiny.dataset), "--method", "lola"]
+    own = ["--task", "near", "--task-set", "file=mine.py"]
+    assert main(["adapt", *options, *own, *SHORT, "--set", *LOLA_WORDS]) == 0
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    played = ["play", "here/near-lola.safetensors", "--episodes", "3"]
+    assert main(played) == 0
+    _, header = load_tensors(here / "near-lola.safetensors")
+    assert said_returns(capsys.readouterr().out) == pytest.approx(header["returns_after"])
+    assert all(value == int(value) for value in header["returns_after"])
+    (here / "mine.py").write_text(OWN.replace("< 0", "> 0"))
+    assert f"{here}/mine.py has changed" in refused(capsys, played)
+
+
+ADAPT_MISTAKES = [
+    (["--task", "moon"], "domain point_mass_maze: task family by-hand: no task 'moon'; point_mass"),
+    (["--task-set", "szie=1"], "domain point_mass_maze: task family by-hand: szie is not a sett"),
+    (["--task-set", "file=none.py"], "{here}/none.py: no such file; it should be Python"),
+    (["--task-set", "target_size"], "--task-set: 'target_size' is not KEY=VALUE"),
+    (["--task-set", "target_size=1", "target_size=2"], "--task-set: target_size is given twice"),
+    (["--domain", "walker"], "--domain: {model} is a model of point_mass_maze, not of walker"),
+    (["--method", "moon"], "no 'moon' in bfmpipe.adaptation; it has"),
+    (["--set", "sigam=1"], "method lola: sigam is not a setting; did you mean sigma?"),
+    (["--set", "sigma=wide"], "method lola: sigma: 'wide' is text, not a number"),
+    (["--set", "sigma=NaN"], "the arguments: method_settings.sigma: nan is not a finite number"),
+    (["--set", "=1"], "--set: '=1' is not KEY=VALUE"),
+    (["--episodes", "0"], "the arguments: episodes: 0 should be greater than or equal to 1"),
+    (["--episodes", "ten"], "the arguments: episodes: 'ten' is text, not a whole number"),
+    (["--every", "2.5"], "the arguments: every: 2.5 is not a whole number"),
+    (["--evaluate", "1"], "the arguments: evaluate: 1 should be greater than or equal to 2"),
+    (["--seed", "-1"], "the arguments: seed: -1 should be greater than or equal to 0"),
+    (["--set", "horizon=50"], "lola: a budget of 80 environment steps is too small for one update"),
+    (["--model", "none"], "none/config.json: no such file; a model is a directory"),
+    (["--data", "none.parquet"], "none.parquet: no such file"),
+    (["--latent-out", "{here}"], "{here}: is a directory; name a file to write"),
+    (["--latent-out", "{model}/config.json/z"], "{model}/config.json/z: cannot be written: Not a"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"), ADAPT_MISTAKES, ids=[" ".join(argv) for argv, _ in ADAPT_MISTAKES]
+)
+def test_a_mistake_is_one_line_and_writes_nothing(tiny, here, capsys, changed, said):
+    changed, (said,) = (
+        [word.format(here=here, model=tiny.model) for word in words] for words in (changed, [said])
+    )
+    options = ["--model", tiny.model, "--data", tiny.dataset, "--method", "lola", *SHORT]
+    sizes = ["--set", *LOLA_WORDS[:2]]
+    argv = ["adapt", *options, "--task", "reach_top_left", *sizes, *changed]
+    assert refused(capsys, argv).startswith(said)
+    assert list(here.iterdir()) == []
+
+
+def test_a_task_that_is_never_rewarded_is_one_line(tiny, here, capsys):
+    (here / "mine.py").write_text("def never(physics, action):\n    return 0 * action[:, 0]\n")
+    options = ["--model", tiny.model, "--data", tiny.dataset, "--method", "lola"]
+    line = refused(capsys, ["adapt", *options, "--task", "never", "--task-set", "file=mine.py"])
+    assert line.startswith("task by-hand/never: ")
+    assert [path.name for path in here.iterdir()] == ["mine.py"]
+
+
+def test_a_latent_of_another_model_is_refused(latent, model_copy, capsys):
+    tensors, header = load_tensors(model_copy / WEIGHTS)
+    name = next(iter(tensors))
+    save_tensors(model_copy / WEIGHTS, {**tensors, name: tensors[name] + 1e-6}, header)
+    line = refused(capsys, ["play", latent, "--model", model_copy])
+    assert line.startswith(f"{latent}: a latent of another model than {model_copy}, whose weights")
+
+
+def test_a_latent_of_other_domain_settings_is_refused(latent, edit_card, capsys):
+    model = edit_card(domain_settings={"physics_steps": 5, "episode_steps": 30})
+    line = refused(capsys, ["play", latent, "--model", model])
+    assert line.startswith(f"{latent}: was adapted under other settings of point_mass_maze than")
+
+
+def test_a_model_that_moved_is_asked_for(latent, model_copy, capsys):
+    tensors, header = load_tensors(latent)
+    save_tensors(latent, tensors, {**header, "model": "/nowhere/model"})
+    assert "say where it is now with --model" in refused(capsys, ["play", latent])
+    assert main(["play", str(latent), "--model", str(model_copy)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"z": torch.zeros(3)}, "z must be 6 finite numbers"),
+        ({"z": torch.full((6,), torch.nan)}, "z must be 6 finite numbers"),
+        ({"task": "moon"}, "no task 'moon'"),
+        ({"kind": "model"}, "holds a model; expected a latent that `bfmpipe adapt` saved"),
+        ({"env_steps": "many"}, "env_steps: 'many' is text, not a whole number"),
+    ],
+)
+def test_a_latent_that_is_none_is_refused(latent, capsys, change, said):
+    tensors, header = load_tensors(latent)
+    tensors |= {k: v for k, v in change.items() if k in tensors}
+    header |= {k: v for k, v in change.items() if k in header}
+    save_tensors(latent, tensors, header)
+    assert said in refused(capsys, ["play", latent])
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "name the file of a latent, or a --model and a --task to play zero-shot"),
+        (["--model", "{model}"], "name the file of a latent, or a --model and a --task"),
+        (["--task", "reach_top_left"], "name the file of a latent, or a --model and a --task"),
+        (["none"], "none: no such file"),
+        (["{model}/config.json"], "{model}/config.json: damaged or not a safetensors file"),
+        (["{model}/model.safetensors"], "{model}/model.safetensors: holds a model; expected a"),
+        (["{latent}", "--task", "x"], "{latent} says what is played; leave --task out"),
+        (["{latent}", "--seed", "0"], "{latent} says what is played; leave --seed out"),
+        (["{latent}", "--data", "x"], "{latent} says what is played; leave --data out"),
+        (["{latent}", "--task-set", "a=1"], "{latent} says what is played; leave --task-set out"),
+        (["{latent}", "--episodes", "0"], "the arguments: episodes: 0 should be greater than or"),
+        (["{latent}", "--video", "a.avi"], "a.avi: no kind of film; valid: .gif, .mp4, .png"),
+    ],
+)
+def test_a_mistake_in_playing_is_one_line(tiny, latent, capsys, argv, said):
+    argv, (said,) = (
+        [word.format(latent=latent, model=tiny.model) for word in words] for words in (argv, [said])
+    )
+    assert refused(capsys, ["play", *argv]).startswith(said)
+
+
+# Pictures: a process of its own, whose OpenGL works. Small ones are drawn faster.
+
+FILM = """
+import sys
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from bfmpipe import cli
+from bfmpipe.adaptation.protocol import Evaluation, start_states
+from bfmpipe.envs import rendering
+
+rendering._TILE = (64, 48)
+latent = sys.argv[1]
+for episodes, name in ((3, "a.gif"), (3, "a.png"), (2, "a.mp4"), (1, "nowhere/b.mp4")):
+    print(cli.main(["play", latent, "--episodes", str(episodes), "--video", name]))
+
+from bfmpipe.envs import make_domain
+domain = make_domain("point_mass_maze", {"physics_steps": 5, "episode_steps": 20})
+starts = start_states(domain, Evaluation(episodes=3))
+np.save("starts.npy", rendering.render(domain, starts, 64, 48))
+"""
+
+# what ffmpeg is given is kept as it came; it fails where the file is to be called b.mp4
+FFMPEG = """#!/bin/sh
+for last; do :; done
+echo "$@" >> arguments
+case "$last" in *b.mp4*) echo first >&2; echo no such codec >&2; exit 1;; esac
+cat > "${last#file:}"
+"""
+
+
+@pytest.fixture(scope="module")
+def backend():
+    name = os.environ.get("MUJOCO_GL", "disabled")
+    if name == "disabled":
+        name = _opengl()
+    if name == "disabled":
+        pytest.skip("no OpenGL without a display here")
+    return name
+
+
+def test_films(backend, latent, here):
+    from PIL import Image
+
+    (here / "bin").mkdir()
+    (here / "bin/ffmpeg").write_text(FFMPEG)
+    (here / "bin/ffmpeg").chmod(0o755)
+    path = f"{here / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "MUJOCO_GL": backend, "PATH": path}
+    environment.pop("PYOPENGL_PLATFORM", None)
+    command = [sys.executable, "-c", FILM, str(latent)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert [line for line in done.stdout.splitlines() if line in "012"] == list("0002"), done
+    first = np.load("starts.npy")
+    height = 48 + 16  # each picture has a strip above it, with its caption
+
+    with Image.open("a.gif") as gif:
+        assert gif.size == (2 * 64, 2 * height)
+        # .1 s a step; a state after which nothing moves lasts on
+        durations, frames = [], []
+        for i in range(gif.n_frames):
+            gif.seek(i)
+            durations.append(gif.info["duration"])
+            frames.append(np.asarray(gif.convert("RGB")).astype(int))
+    assert sum(durations) == 21 * 100
+    assert not frames[0][height:, 64:].any()  # three episodes, and a place left over
+    tiles = [frames[0][:height, :64], frames[0][:height, 64:], frames[0][height:, :64]]
+    for tile, picture in zip(tiles, first, strict=True):
+        assert np.abs(tile[16:] - picture).mean() < 4  # 256 colours
+        assert tile[:16].max() > 200
+
+    with Image.open("a.png") as png:
+        sheet = np.asarray(png)
+    assert sheet.shape == (3 * height, 6 * 64, 3)
+    rows = np.split(sheet, 3)
+    for row, picture in zip(rows, first, strict=True):
+        assert np.array_equal(row[16:, :64], picture)
+        assert not np.array_equal(row[16:, -64:], picture)
+
+    raw = np.frombuffer(Path("a.mp4").read_bytes(), np.uint8).reshape(21, height, 2 * 64, 3)
+    assert np.array_equal(raw[0, :, :64], rows[0][:, :64])
+    assert np.array_equal(raw[-1, :, 64:], rows[1][:, -64:])
+    assert "-s 128x64 -r 10 " in Path("arguments").read_text()
+    assert done.stderr.splitlines()[-1] == "bfmpipe play: error: ffmpeg failed: no such codec"
+    assert list(Path("nowhere").iterdir()) == []
+
+
+def test_without_ffmpeg_an_mp4_is_refused(latent, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("MUJOCO_GL", "disabled")
+    line = refused(capsys, ["play", latent, "--video", "a.mp4"])
+    assert line.startswith("a.mp4: an .mp4 is made by the program ffmpeg")
+    assert line.endswith("name a .gif")
+
+
+def test_without_opengl_nothing_is_played(latent, here):
+    command = [sys.executable, "-m", "bfmpipe", "play", latent, "--video", "a.gif"]
+    environment = {**os.environ, "MUJOCO_GL": "disabled"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("bfmpipe play: error: no picture can be drawn without OpenGL")
+    assert done.stderr.count("\n") == 1
+    assert not (here / "a.gif").exists()
