@@ -1,7 +1,7 @@
 """What off-policy methods share: environments that run on, a replay buffer, updates in step."""
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,21 +14,28 @@ from bfmpipe.networks import add_noise
 from bfmpipe.types import UserError
 
 
-class OffPolicyConfig(Config):
-    """Settings of every off-policy method."""
+class UpdateConfig(Config):
+    """Settings of updates from replayed transitions."""
 
-    nenv: int = Field(1, ge=1)
-    """Environments a task that step together."""
     updates_per_step: float = Field(1.0, gt=0)
     """Updates an environment step of a task; the paper makes one."""
     batch: int = Field(1024, ge=1)
-    warmup_steps: int = Field(1000, ge=0)
-    """Environment steps a task before the first update."""
     noise_std: float = Field(0.2, ge=0)
     """Standard deviation of the exploration noise on actions."""
     target_noise_std: float = Field(0.2, ge=0)
     target_noise_clip: float = Field(0.5, ge=0)
     target_tau: float = Field(0.005, gt=0, le=1)
+    ascend: Literal["minimum", "mean", "first"] = "minimum"
+    """Which reduction of the two critics what moves ascends."""
+
+
+class OffPolicyConfig(UpdateConfig):
+    """Settings of every method that collects and updates in step."""
+
+    nenv: int = Field(1, ge=1)
+    """Environments a task that step together."""
+    warmup_steps: int = Field(1000, ge=0)
+    """Environment steps a task before the first update."""
 
 
 class Batch(NamedTuple):
@@ -72,18 +79,20 @@ class OffPolicyMethod(Method):
     def __init__(self, config: OffPolicyConfig, problem: Problem, seed: int) -> None:
         super().__init__(config, problem, seed)
         self.config = config
+        self.name = type(self).__module__.rpartition(".")[2].replace("_", "-")
         if problem.budget < max(config.nenv, config.warmup_steps + 1):
             raise UserError(
-                f"a budget of {problem.budget} environment steps a task ends before the first "
-                f"update, which comes after {config.warmup_steps} steps of {config.nenv} "
-                "environments; raise the budget or lower warmup_steps or nenv"
+                f"{self.name}: a budget of {problem.budget} environment steps a task ends before "
+                f"the first update, which comes after {config.warmup_steps} steps of "
+                f"{config.nenv} environments; raise the budget or lower warmup_steps or nenv"
             )
         learning_steps = problem.budget // config.nenv * config.nenv - config.warmup_steps
         self.updates_allowed = int(learning_steps * config.updates_per_step)
         if self.updates_allowed < 1:
             raise UserError(
-                f"a budget of {problem.budget} environment steps a task does not allow one update "
-                f"with updates_per_step {config.updates_per_step}; raise one of them"
+                f"{self.name}: a budget of {problem.budget} environment steps a task does not "
+                f"allow one update with updates_per_step {config.updates_per_step}; raise one of "
+                "them"
             )
         domain = problem.domain
         self.env = problem.env(config.nenv)
@@ -119,6 +128,7 @@ class OffPolicyMethod(Method):
         flat = action.flatten(0, 1).numpy()
         next_obs = torch.from_numpy(self.env.step(flat)).view(tasks, n, -1)
         reward = torch.from_numpy(self.problem.reward(self.env, flat).astype(np.float32))
+        check_finite(reward, self.problem, "a reward")
         self.replay.add(self.obs, action, reward, next_obs)
         self.obs = next_obs
         self.episode_step += 1
@@ -128,3 +138,17 @@ class OffPolicyMethod(Method):
         """Actions (T, n, action_dim) to collect with."""
         std = self.config.noise_std
         return add_noise(self.act(obs), std, float("inf"), self.generator)
+
+
+def check_finite(numbers: Tensor, problem: Problem, what: str) -> None:
+    """Refuse numbers (T, ...) that are none, naming the task.
+
+    Raises:
+        UserError: for the first task that has one.
+    """
+    if not bool(numbers.isfinite().all()):
+        task = problem.tasks[int((~numbers.isfinite()).nonzero()[0][0])]
+        raise UserError(
+            f"task {task}: {what} is not a number; look for a division by zero or a logarithm in "
+            "the reward, lower the learning rates, or train the model again"
+        )

@@ -1,0 +1,236 @@
+"""What the actor-critic methods ascend: two values Q(s, a) for every task.
+
+    residual     psi(s, a, z)^T w_0, frozen, + residual_i(s, a), zero at first
+    fine-tuned   psi_i(s, a, z_0)^T w_0, all weights of psi learnt on
+    fresh        an MLP that knows nothing of the model's
+
+All of them learn L = sum_i mean (Q_i(s, a) - y)^2, summed over tasks: a task's critic sees its own
+error alone.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bfmpipe.adaptation.actors import ParallelMLP, Stacked, follow
+from bfmpipe.adaptation.base import Problem
+from bfmpipe.agents import Model
+from bfmpipe.config import Config
+
+
+class Critic(ABC):
+    """Two values a task, and their targets.
+
+    obs (T, n, obs_dim), action (T, n, action_dim), z (T, d); values (T, 2, n).
+    """
+
+    parameters: Sequence[Tensor]
+    target_parameters: Sequence[Tensor]
+    optimiser: torch.optim.Optimizer
+
+    @abstractmethod
+    def q(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
+        """Both values, (T, 2, n), differentiable in everything but the critic's weights."""
+
+    @abstractmethod
+    def target_q(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
+        """Both values of the target networks, (T, 2, n)."""
+
+    @abstractmethod
+    def error(self, obs: Tensor, action: Tensor, z: Tensor, y: Tensor) -> Tensor:
+        """Q_i(s, a) - y, (T, 2, n), of y (T, n), differentiable in the critic's weights."""
+
+    def learn(self, obs: Tensor, action: Tensor, z: Tensor, y: Tensor) -> None:
+        """One step down the squared error."""
+        # summed over tasks and critics: none of them feels the others
+        loss = self.error(obs, action, z, y).square().mean(-1).sum()
+        gradients = torch.autograd.grad(loss, list(self.parameters))
+        for p, gradient in zip(self.parameters, gradients, strict=True):
+            p.grad = gradient
+        self.optimiser.step()
+
+    def follow(self, tau: float) -> None:
+        """Move the target networks."""
+        follow(self.target_parameters, self.parameters, tau)
+
+
+class TwinMLP(nn.Module):
+    """Two networks a task, (T, n, inputs) -> (T, 2, n)."""
+
+    def __init__(self, tasks: int, inputs: int, hidden: int, *, zero: bool) -> None:
+        super().__init__()
+        self.networks = ParallelMLP(2 * tasks, inputs, hidden, 1, zero=zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Values (T, 2, n)."""
+        return self.networks(x.repeat_interleave(2, dim=0)).squeeze(-1).unflatten(0, (len(x), 2))
+
+
+class _MLPCritic(Critic):
+    """What critics that are MLPs of (s, a) or (s, a, z) share."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        hidden: int,
+        learning_rate: float,
+        reads_latent: bool,
+        zero: bool,
+        seed: int,
+    ) -> None:
+        self.problem = problem
+        self.reads_latent = reads_latent
+        inputs = problem.domain.obs_dim + problem.domain.action_dim
+        inputs += problem.model.z_dim if reads_latent else 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.online = TwinMLP(len(problem.tasks), inputs, hidden, zero=zero)
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.parameters = list(self.online.parameters())
+        self.target_parameters = list(self.target.parameters())
+        self.optimiser = torch.optim.Adam(self.parameters, lr=learning_rate)
+
+    def read(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
+        """What the MLPs are given, (T, n, inputs)."""
+        parts = [self.problem.model.normalise(obs), action]
+        if self.reads_latent:
+            parts.append(z[:, None].expand(-1, obs.shape[1], -1))
+        return torch.cat(parts, dim=-1)
+
+
+class ResidualConfig(Config):
+    """Settings of the residual critic; the paper gives its two layers of 64."""
+
+    hidden_dim: int = Field(64, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    base_latent: Literal["current", "initial"] = "current"
+    """Whether the frozen base is that of the latent as it moves, or of z_0."""
+    residual_input: Literal["state-action", "state-action-latent"] = "state-action"
+
+
+class ResidualCritic(_MLPCritic):
+    """The frozen model's value plus what it gets wrong.
+
+    Q_i(s, a) = scale psi(s, a, z)^T w_0 + shift + residual_i(s, a); scale 1 and shift 0 are the
+    paper's.
+    """
+
+    def __init__(self, problem: Problem, config: ResidualConfig, seed: int) -> None:
+        super().__init__(
+            problem,
+            hidden=config.hidden_dim,
+            learning_rate=config.learning_rate,
+            reads_latent=config.residual_input == "state-action-latent",
+            zero=True,
+            seed=seed,
+        )
+        self.base_latent = config.base_latent
+        self.calibration: tuple[Tensor, Tensor] | None = None
+        """Scale and shift of every task, (T,) each."""
+
+    def frozen(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
+        """psi(s, a, z)^T w_0, (T, n)."""
+        if self.base_latent == "initial":
+            z = self.problem.z
+        z, w = z[:, None], self.problem.w[:, None]
+        return self.problem.model.q_pairs(obs, action, z, w).squeeze(-1)
+
+    def base(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
+        """The frozen value, calibrated if it has been, (T, n)."""
+        value = self.frozen(obs, action, z)
+        if self.calibration is None:
+            return value
+        scale, shift = self.calibration
+        return scale[:, None] * value + shift[:, None]
+
+    def q(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
+        """Base and residuals."""
+        base = self.base(obs, action, z)[:, None]
+        return base + self.online(self.read(obs, action, z))
+
+    def target_q(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
+        """Base and target residuals."""
+        base = self.base(obs, action, z)[:, None]
+        return base + self.target(self.read(obs, action, z))
+
+    def error(self, obs: Tensor, action: Tensor, z: Tensor, y: Tensor) -> Tensor:
+        """residual_i(s, a) - (y - base)."""
+        with torch.no_grad():
+            left = y - self.base(obs, action, z)
+        return self.online(self.read(obs, action, z)) - left[:, None]
+
+
+class FreshConfig(Config):
+    """Settings of critics from scratch; TD3's."""
+
+    critic_hidden_dim: int = Field(256, ge=1)
+    critic_learning_rate: float = Field(3e-4, gt=0)
+
+
+class FreshCritic(_MLPCritic):
+    """Two MLPs of (s, a) that start anywhere."""
+
+    def __init__(self, problem: Problem, config: FreshConfig, seed: int) -> None:
+        super().__init__(
+            problem,
+            hidden=config.critic_hidden_dim,
+            learning_rate=config.critic_learning_rate,
+            reads_latent=False,
+            zero=False,
+            seed=seed,
+        )
+
+    def q(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
+        """Both MLPs."""
+        return self.online(self.read(obs, action, z))
+
+    def target_q(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
+        """Both target MLPs."""
+        return self.target(self.read(obs, action, z))
+
+    def error(self, obs: Tensor, action: Tensor, z: Tensor, y: Tensor) -> Tensor:
+        """Q_i(s, a) - y."""
+        return self.q(obs, action, z) - y[:, None]
+
+
+class _Psi(nn.Module):
+    """psi_p(s, a, z)^T w for every head p, (heads, n), of one task."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, obs: Tensor, action: Tensor, z: Tensor, w: Tensor) -> Tensor:
+        return self.model.psi(obs, action, z.expand(len(obs), -1)) @ w
+
+
+class FinetunedCritic(Critic):
+    """The model's own psi(s, a, z)^T w_0, a copy for every task, one value a head."""
+
+    def __init__(self, problem: Problem, learning_rate: float) -> None:
+        domain, z, w = problem.domain, problem.z[0], problem.w[0]
+        obs, action = torch.zeros(1, domain.obs_dim), torch.zeros(1, domain.action_dim)
+        self.w = problem.w
+        self.psi = Stacked(_Psi(problem.model), len(problem.tasks), obs, action, z, w)
+        self.target = self.psi.copied()
+        self.parameters = list(self.psi.parameters.values())
+        self.target_parameters = list(self.target.values())
+        self.optimiser = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True)
+
+    def q(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
+        """Every head's value."""
+        return self.psi(obs, action, z, self.w, parameters=self.psi.frozen())
+
+    def target_q(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
+        """Every target head's value."""
+        return self.psi(obs, action, z, self.w, parameters=self.target)
+
+    def error(self, obs: Tensor, action: Tensor, z: Tensor, y: Tensor) -> Tensor:
+        """Q_i(s, a) - y."""
+        return self.psi(obs, action, z, self.w) - y[:, None]

@@ -1,0 +1,53 @@
+"""ReLA without the initial drop: warm-up on zero-shot data, calibrated base, acceptance test.
+
+ReLA (`rela`) moves the latent that it plays, so that what its critic does not know yet is paid for
+in return. Here the latent that ascends is a candidate:
+
+    Q_i(s, a) = scale psi(s, a, z)^T w_0 + shift + residual_i(s, a)
+
+with scale and shift of every task from the returns of zero-shot episodes, a residual that has
+learnt from those before z moves, and an incumbent, the one that is evaluated, whose place the
+candidate takes only if it wins paired episodes; see `safe`.
+"""
+
+import torch
+from pydantic import Field
+
+from bfmpipe.adaptation.safe import SafeConfig, SafeMethod, Script
+from bfmpipe.networks import project_z
+
+
+class Config(SafeConfig):
+    """Settings of the safe ReLA."""
+
+    train_episodes: int = Field(8, ge=1)
+    """Episodes of the candidate, with noise, between two tests."""
+
+
+class Method(SafeMethod):
+    """The safe ReLA on all tasks at once."""
+
+    config: Config
+
+    @property
+    def least_proposal(self) -> int:
+        """One episode."""
+        return self.problem.domain.config.episode_steps
+
+    @property
+    def proposal(self) -> int:
+        """`train_episodes` of them."""
+        return self.config.train_episodes * self.least_proposal
+
+    def propose(self, steps: int) -> Script:
+        """Episodes of the candidate, side by side, then the updates that are due."""
+        c, problem = self.config, self.problem
+        tasks, n = len(problem.tasks), steps // self.least_proposal
+        z = self.mover.z.detach()[:, None]
+        noise = torch.randn(tasks, n, z.shape[-1], generator=self.generator)
+        starts = problem.domain.start_states(tasks * n, self.rng)
+        z = project_z(z + c.latent_noise_std * noise)
+        noise_std = torch.full((1, 1, 1), c.noise_std)
+        yield from self.play(z, starts, self.least_proposal, noise_std)
+        self.learn()
+        yield True

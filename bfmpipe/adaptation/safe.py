@@ -1,0 +1,266 @@
+"""Adaptation that does not fall: a candidate learns, the incumbent is played until it is beaten.
+
+1. Zero-shot episodes, with noise on the actions of every second one, fill the replay buffer. Those
+   without calibrate the frozen value: Q = scale psi^T w_0 + shift, task by task (`calibrate`).
+2. The residual critic learns from them before anything moves.
+3. Rounds: the candidate's latent moves; then incumbent and candidate play episodes without noise
+   from the same fresh start states, paid from the budget. By the exact test of the signs of the
+   paired differences, the candidate takes the incumbent's place if its return is higher, and goes
+   back to the incumbent's latent if it is lower; else it goes on from where it is.
+
+The policy that is evaluated is the incumbent. All episodes enter the replay buffer.
+"""
+
+import itertools
+from abc import abstractmethod
+from collections.abc import Generator, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bfmpipe.adaptation.actor_critic import ActorCritic, LatentConfig, Schedule
+from bfmpipe.adaptation.actors import LatentMover
+from bfmpipe.adaptation.base import Method, Problem, act_by_latent
+from bfmpipe.adaptation.critics import ResidualConfig, ResidualCritic
+from bfmpipe.adaptation.off_policy import Replay, check_finite
+from bfmpipe.types import Array, UserError
+
+
+class SafeConfig(LatentConfig, ResidualConfig):
+    """Settings of calibration, warm-up and acceptance test; the others' defaults fit small models.
+
+    An eighth of the paper's updates learns at ten times its rate, so that the residual is not
+    slower than the latent that ascends it.
+    """
+
+    updates_per_step: float = Field(0.125, gt=0)
+    batch: int = Field(128, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    latent_learning_rate: float = Field(5e-4, gt=0)
+    latent_every: int = Field(2, ge=1)
+    latent_warmup_updates: int = Field(200, ge=0)
+    warmup_episodes: int = Field(8, ge=2)
+    """Zero-shot episodes a task at the beginning; `latent_warmup_updates` learn from them."""
+    calibrate: bool = True
+    """Whether zero-shot returns give the frozen value its scale and shift."""
+    pairs: int = Field(4, ge=2, le=16)
+    """Start states of an acceptance test; each costs two episodes."""
+    confidence: float = Field(0.9, gt=0.5, lt=1)
+    """Of an acceptance test, one-sided."""
+
+
+class Rollout(NamedTuple):
+    """What environments passed through, (steps, T, n, ...); reward is (steps, T, n)."""
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    next_obs: Tensor
+
+
+Script = Iterator[bool]
+Playing = Generator[bool, None, Rollout]
+
+
+class SafeMethod(Method):
+    """The module's rounds; a subclass says how the candidate moves, and what that costs."""
+
+    def __init__(self, config: SafeConfig, problem: Problem, seed: int) -> None:
+        super().__init__(config, problem, seed)
+        self.config = config
+        name = type(self).__module__.rpartition(".")[2].replace("_", "-")
+        episode = problem.domain.config.episode_steps
+        one = (config.warmup_episodes + 2 * config.pairs) * episode + self.least_proposal
+        if problem.budget < one:
+            raise UserError(
+                f"{name}: a budget of {problem.budget} environment steps a task is too small for "
+                f"one acceptance test ({config.warmup_episodes} episodes of warm-up, a proposal of "
+                f"{self.least_proposal} steps, and 2 x {config.pairs} episodes of {episode} steps "
+                f"= {one}); raise the budget or lower warmup_episodes or pairs"
+            )
+        if 2.0**-config.pairs > 1 - config.confidence:
+            raise UserError(
+                f"{name}: no test of {config.pairs} pairs has a confidence of {config.confidence}; "
+                f"raise pairs, or lower confidence to at most {1 - 2.0**-config.pairs:g}"
+            )
+        domain, tasks = problem.domain, len(problem.tasks)
+        self.critic = ResidualCritic(problem, config, seed)
+        self.mover = LatentMover(problem, config.latent_learning_rate)
+        self.learner = ActorCritic(
+            problem,
+            config,
+            self.critic,
+            self.mover,
+            Schedule(config.latent_every, config.latent_warmup_updates, 1),
+            self.generator,
+        )
+        self.replay = Replay(tasks, problem.budget, domain.obs_dim, domain.action_dim)
+        self.accepted: list[Tensor] = []
+        """Of every test: whose candidate became the incumbent, (T,)."""
+        self.rejected: list[Tensor] = []
+        """Of every test: whose candidate went back to the incumbent, (T,)."""
+        self.updates_due = 0.0
+        self._script = self._run()
+
+    @property
+    @abstractmethod
+    def least_proposal(self) -> int:
+        """Environment steps that the smallest proposal costs."""
+
+    @abstractmethod
+    def propose(self, steps: int) -> Script:
+        """Move the candidate, by at most so many environment steps, at least `least_proposal`."""
+
+    @property
+    @abstractmethod
+    def proposal(self) -> int:
+        """Environment steps that a proposal takes where the budget allows it."""
+
+    def advance(self) -> bool:
+        """One step of the environments that play at the moment, with what is due after it."""
+        return next(self._script, False)
+
+    def _run(self) -> Script:
+        """The module's script; it stops after every step of environments, with what is due done."""
+        yield from self._warm_up()
+        test = 2 * self.config.pairs * self.problem.domain.config.episode_steps
+        while self.left >= test + self.least_proposal:
+            # the last round takes what is left, so that the budget ends with a test
+            rounds = max(1, self.left // (test + self.proposal))
+            yield from self.propose(self.left // rounds - test)
+            yield from self._test()
+
+    def _warm_up(self) -> Script:
+        c, problem = self.config, self.problem
+        tasks, n = len(problem.tasks), c.warmup_episodes
+        quiet = torch.arange(n) % 2 == 0
+        z = problem.z[:, None].expand(-1, n, -1)
+        noise = torch.where(quiet, 0.0, c.noise_std)[:, None]
+        starts = problem.domain.start_states(tasks * n, self.rng)
+        seen = yield from self.play(z, starts, problem.domain.config.episode_steps, noise)
+        if c.calibrate:
+            states = torch.cat([seen.obs, seen.next_obs[-1:]])[:, :, quiet]
+            values = torch.stack([self._zero_shot_value(obs) for obs in states])
+            reward = seen.reward[:, :, quiet]
+            self.critic.calibration = calibrate(values, reward, problem.model.discount)
+        for _ in range(c.latent_warmup_updates):
+            self.learner.update(self.replay.sample(c.batch, self.generator))
+        self.updates_due = 0.0
+        yield True
+
+    @torch.no_grad()
+    def _zero_shot_value(self, obs: Tensor) -> Tensor:
+        """psi(s, pi(s, z_0), z_0)^T w_0, (T, n), of obs (T, n, obs_dim)."""
+        z = self.problem.z
+        return self.critic.frozen(obs, act_by_latent(self.problem.model, obs, z), z)
+
+    def _test(self) -> Script:
+        c, domain, tasks = self.config, self.problem.domain, len(self.problem.tasks)
+        drawn = domain.start_states(tasks * c.pairs, self.rng).reshape(tasks, 1, c.pairs, -1)
+        starts = np.repeat(drawn, 2, axis=1).reshape(tasks * 2 * c.pairs, -1)
+        candidate = self.mover.z.detach().clone()
+        z = torch.stack([self.z, candidate], 1).repeat_interleave(c.pairs, dim=1)
+        seen = yield from self.play(z, starts, domain.config.episode_steps, torch.zeros(1, 1))
+        incumbents, candidates = seen.reward.double().sum(0).unflatten(1, (2, -1)).unbind(1)
+        gain = (candidates - incumbents).numpy()
+        better, worse = (
+            torch.from_numpy(sign_test(sign * gain) <= 1 - c.confidence) for sign in (1, -1)
+        )
+        self.z = torch.where(better[:, None], candidate, self.z)
+        self.mover.put(self.z, worse)
+        self.accepted.append(better)
+        self.rejected.append(worse)
+        yield True
+
+    def learn(self) -> None:
+        """The updates that are due."""
+        while self.updates_due >= 1:
+            self.learner.update(self.replay.sample(self.config.batch, self.generator))
+            self.updates_due -= 1
+
+    def play(self, z: Tensor, starts: Array, steps: int, noise_std: Tensor) -> Playing:
+        """Play latents, and pay for it; what was seen enters the replay buffer.
+
+        Stops after every step but the last: the caller stops when it has learnt from the rollout.
+
+        Args:
+            z: (T, n, d).
+            starts: (T n, physics_dim).
+            steps: of every environment.
+            noise_std: of the actions, anything that broadcasts to (T, n, 1).
+        """
+        problem = self.problem
+        tasks, n, _ = z.shape
+        env = problem.env(n)
+        obs = torch.from_numpy(env.reset(starts)).view(tasks, n, -1)
+        rows = []
+        for step in range(steps):
+            with torch.no_grad():
+                action = act_by_latent(problem.model, obs, z)
+                noise = noise_std * torch.randn(action.shape, generator=self.generator)
+                action = (action + noise).clamp(-1, 1)
+            flat = action.flatten(0, 1).numpy()
+            next_obs = torch.from_numpy(env.step(flat)).view(tasks, n, -1)
+            reward = torch.from_numpy(problem.reward(env, flat).astype(np.float32))
+            check_finite(reward, problem, "a reward")
+            rows.append((obs, action, reward, next_obs))
+            obs = next_obs
+            self.env_steps += n
+            if step < steps - 1:
+                yield True
+        seen = Rollout(*(torch.stack(column) for column in zip(*rows, strict=True)))
+        self.replay.add(*(column.transpose(0, 1).flatten(1, 2) for column in seen))
+        self.updates_due += steps * n * self.config.updates_per_step
+        return seen
+
+
+@torch.no_grad()
+def calibrate(values: Tensor, reward: Tensor, discount: float) -> tuple[Tensor, Tensor]:
+    """Scale a and shift b of every task, so that a Q + b is the discounted return-to-go, (T,) each.
+
+    Least squares of sum_t (a Q_t + b - G_t)^2, G_t = sum_{t <= k < S} gamma^(k-t) r_k
+    + gamma^(S-t) (a Q_S + b): the calibrated value itself stands for what comes after the episode.
+    A value that is the same in all states, or whose scale is not positive, knows nothing of these
+    episodes: then a is 1.
+
+    Args:
+        values: Q (S + 1, T, n), of the states of n episodes.
+        reward: (S, T, n).
+        discount: gamma.
+    """
+    steps = len(reward)
+    Q, r = values.double(), reward.double()
+    to_go = torch.zeros_like(r)
+    following = torch.zeros_like(r[0])
+    for t in reversed(range(steps)):
+        to_go[t] = following = r[t] + discount * following
+    tail = discount ** torch.arange(steps, 0, -1, dtype=Q.dtype)[:, None, None]
+    x, one = Q[:-1] - tail * Q[-1], (1 - tail).expand_as(r)
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum((0, 2))
+
+    # what x says beyond the shift, against what the returns have beyond it
+    across = dot(x, one) / dot(one, one)
+    rest = x - across[:, None] * one
+    square, product = dot(rest, rest), dot(rest, to_go)
+    varies = square > 1e-10 * dot(x, x)  # beyond what rounding to float32 makes of a constant
+    scale = torch.where(varies & (product > 0), product / square, 1.0)
+    shift = dot(one, to_go - scale[:, None] * x) / dot(one, one)
+    return scale.to(values), shift.to(values)
+
+
+def sign_test(gain: Array) -> Array:
+    """P that random signs make the sum of paired differences (T, n) as large as it is, (T,).
+
+    Exact, over all 2^n signs: if each difference is as likely its opposite, a share p of all
+    experiments has a value of p or less.
+    """
+    signs = np.array(list(itertools.product((1.0, -1.0), repeat=gain.shape[1])))
+    sums = signs @ np.abs(gain).T  # (2^n, T)
+    observed = gain.sum(1)
+    slack = 1e-9 * np.abs(gain).sum(1)  # sums of the same numbers in another order
+    return (sums >= observed - slack).mean(0)

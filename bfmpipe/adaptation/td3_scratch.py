@@ -1,0 +1,37 @@
+"""TD3 from scratch (Fujimoto et al. 2018): new actors and new critics, tanh(MLP(s)) and MLP(s, a).
+
+What the budget is worth without a behavioural foundation model. Its first evaluation is that of an
+untrained actor, not of zero-shot.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from bfmpipe.adaptation.actor_critic import ActorMethod, OffPolicyActorConfig
+from bfmpipe.adaptation.actors import FreshMover, Mover
+from bfmpipe.adaptation.base import Problem
+from bfmpipe.adaptation.critics import Critic, FreshConfig, FreshCritic
+
+
+class Config(OffPolicyActorConfig, FreshConfig):
+    """Settings of TD3 from scratch; those of its authors, but for the widths of the DMC's."""
+
+    actor_hidden_dim: int = Field(256, ge=1)
+    actor_learning_rate: float = Field(3e-4, gt=0)
+    ascend: Literal["minimum", "mean", "first"] = "first"
+
+
+class Method(ActorMethod):
+    """TD3 from scratch on all tasks at once."""
+
+    config: Config
+
+    def make_critic(self, problem: Problem, seed: int) -> Critic:
+        """New MLPs."""
+        return FreshCritic(problem, self.config, seed)
+
+    def make_mover(self, problem: Problem, seed: int) -> Mover:
+        """New actors."""
+        c = self.config
+        return FreshMover(problem, c.actor_hidden_dim, c.actor_learning_rate, seed)

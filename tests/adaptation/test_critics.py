@@ -1,0 +1,239 @@
+"""Critics, stacked actors and the actor-critic's losses, against closed forms and plain loops."""
+
+import numpy as np
+import pytest
+import torch
+
+from bfmpipe.adaptation.actor_critic import ActorCritic, Schedule
+from bfmpipe.adaptation.actors import LatentMover, WeightsMover, stacked_actor
+from bfmpipe.adaptation.base import act_by_latent
+from bfmpipe.adaptation.critics import (
+    FinetunedCritic,
+    FreshConfig,
+    FreshCritic,
+    ResidualConfig,
+    ResidualCritic,
+)
+from bfmpipe.adaptation.off_policy import Batch, UpdateConfig
+from bfmpipe.adaptation.safe import calibrate
+
+from .test_methods import make_problem
+
+T, N = 2, 16
+
+
+def make_batch(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.rand(*shape, generator=generator)
+
+    return Batch(draw(T, N, 4), draw(T, N, 2), draw(T, N), draw(T, N, 4))
+
+
+def critics(problem):
+    return {
+        "residual": ResidualCritic(problem, ResidualConfig(learning_rate=1e-2), 0),
+        "fine-tuned": FinetunedCritic(problem, 1e-2),
+        "fresh": FreshCritic(
+            problem, FreshConfig(critic_hidden_dim=32, critic_learning_rate=1e-2), 0
+        ),
+    }
+
+
+@pytest.fixture(params=["residual", "fine-tuned", "fresh"])
+def kind(request):
+    return request.param
+
+
+def test_error_is_value_minus_target(kind):
+    problem = make_problem()
+    critic = critics(problem)[kind]
+    b, z = make_batch(), problem.z
+    for _ in range(5):  # away from where it starts
+        critic.learn(b.obs, b.action, z, b.reward)
+    error = critic.error(b.obs, b.action, z, b.reward)
+    torch.testing.assert_close(error, critic.q(b.obs, b.action, z) - b.reward[:, None])
+
+
+def test_learning_fits_the_target_and_moves_no_target_network(kind):
+    problem = make_problem()
+    critic = critics(problem)[kind]
+    b, z = make_batch(), problem.z
+    y = 3 + b.action[..., 0] - 2 * b.obs[..., 1]
+    before = critic.target_q(b.obs, b.action, z)
+    for _ in range(300):
+        critic.learn(b.obs, b.action, z, y)
+    off = (critic.q(b.obs, b.action, z) - y[:, None]).abs()
+    assert off.mean() < 0.2 * y.std()
+    assert torch.equal(critic.target_q(b.obs, b.action, z), before)
+    critic.follow(1.0)
+    torch.testing.assert_close(
+        critic.target_q(b.obs, b.action, z), critic.q(b.obs, b.action, z), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_critics_of_a_task_do_not_feel_the_other(kind):
+    problem = make_problem()
+    b, z = make_batch(), problem.z
+    values = []
+    for scale in (1.0, 7.0):
+        critic = critics(problem)[kind]
+        for _ in range(5):
+            critic.learn(b.obs, b.action, z, b.reward * torch.tensor([1.0, scale])[:, None])
+        values.append(critic.q(b.obs, b.action, z))
+    torch.testing.assert_close(values[0][0], values[1][0], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(values[0][1], values[1][1])
+
+
+def test_the_two_critics_differ():
+    problem = make_problem()
+    b = make_batch()
+    q = FreshCritic(problem, FreshConfig(), 0).q(b.obs, b.action, problem.z)
+    assert q.shape == (T, 2, N)
+    assert not torch.allclose(q[:, 0], q[:, 1])
+
+
+def test_calibration_scales_and_shifts_the_frozen_value_alone():
+    problem = make_problem()
+    critic = critics(problem)["residual"]
+    b, z = make_batch(), problem.z
+    for _ in range(5):
+        critic.learn(b.obs, b.action, z, b.reward)
+    frozen = critic.frozen(b.obs, b.action, z)
+    residual = critic.q(b.obs, b.action, z) - frozen[:, None]
+    scale, shift = torch.tensor([2.0, 10.0]), torch.tensor([1.0, -3.0])
+    critic.calibration = (scale, shift)
+    expected = (scale[:, None] * frozen + shift[:, None])[:, None] + residual
+    torch.testing.assert_close(critic.q(b.obs, b.action, z), expected)
+    error = critic.error(b.obs, b.action, z, b.reward)
+    torch.testing.assert_close(error, expected - b.reward[:, None], rtol=1e-4, atol=1e-4)
+
+
+def test_stacked_actors_are_the_models_actor():
+    problem = make_problem()
+    obs = torch.rand(T, N, 4)
+    actors = stacked_actor(problem)
+    expected = act_by_latent(problem.model, obs, problem.z)
+    torch.testing.assert_close(actors(obs, problem.z), expected)
+    # only the policy's weights: nothing else reaches the action
+    assert all(name.startswith("model.policy.") for name in actors.parameters)
+    (actors(obs, problem.z)[1].sum()).backward()
+    gradients = [p.grad for p in actors.parameters.values()]
+    assert all(bool((g[0] == 0).all()) for g in gradients)
+    assert any(bool((g[1] != 0).any()) for g in gradients)
+
+
+def learner(problem, mover, *, bc_coef=0.0, **settings):
+    config = UpdateConfig(**settings)
+    critic = critics(problem)["residual"]
+    generator = torch.Generator().manual_seed(0)
+    schedule = Schedule(1, 0, 1)
+    return ActorCritic(problem, config, critic, mover, schedule, generator, bc_coef=bc_coef)
+
+
+def test_targets_by_the_formula():
+    problem = make_problem()
+    b = make_batch()
+    found = learner(problem, LatentMover(problem, 0.1), target_noise_std=0.0)
+    for p in found.critic.target_parameters:
+        p.add_(0.1)
+    model, z = problem.model, problem.z
+    for t in range(T):
+        action = model.actor(b.next_obs[t], z[t].expand(N, -1))
+        both = found.critic.target_q(b.next_obs, action.expand(T, -1, -1), z)[t]
+        y = b.reward[t] + model.discount * torch.minimum(*both)
+        torch.testing.assert_close(found.target(b)[t], y, rtol=1e-4, atol=1e-4)
+
+
+def test_the_regulariser_by_the_formula():
+    problem = make_problem()
+    mover = WeightsMover(problem, 1e-3)
+    with torch.no_grad():
+        for p in mover.parameters:
+            p.add_(0.05)
+    obs = make_batch().obs
+    plain = learner(problem, mover, ascend="first").mover_loss(obs)
+    tuned = learner(problem, mover, ascend="first", bc_coef=0.4).mover_loss(obs)
+    penalty = 0.0
+    model, z, w = problem.model, problem.z, problem.w
+    for t in range(T):
+        action = mover.act(obs)[t]
+        q = model.q(obs[t], action, z[t].expand(N, -1), w[t])
+        distance = np.mean((action - model.actor(obs[t], z[t].expand(N, -1))).detach().numpy() ** 2)
+        penalty += 0.4 * float(q.detach().abs().mean()) * distance
+    assert penalty > 1e-3
+    assert float((tuned - plain).detach()) == pytest.approx(penalty, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("ascend", "reduce"),
+    [("minimum", torch.Tensor.amin), ("mean", torch.Tensor.mean)],
+)
+def test_what_is_ascended(ascend, reduce):
+    problem = make_problem()
+    found = learner(problem, LatentMover(problem, 0.1), ascend=ascend)
+    b = make_batch()
+    with torch.no_grad():
+        for p in found.critic.parameters:
+            p.add_(0.1 * torch.rand(p.shape, generator=torch.Generator().manual_seed(1)))
+    action = act_by_latent(problem.model, b.obs, problem.z)
+    q = found.critic.q(b.obs, action, problem.z)
+    assert not torch.allclose(q[:, 0], q[:, 1])
+    torch.testing.assert_close(found.mover_loss(b.obs), -reduce(q, 1).mean(-1).sum())
+
+
+def test_latents_that_are_put_forget_their_moments():
+    problem = make_problem()
+    mover = LatentMover(problem, 0.1)
+    mover.descend(mover.z.sum())
+    moved = mover.z.detach().clone()
+    assert not torch.allclose(moved, problem.z)
+    mover.put(problem.z, torch.tensor([True, False]))
+    assert torch.equal(mover.z[0], problem.z[0])
+    assert torch.equal(mover.z[1], moved[1])
+    state = mover.optimiser.state[mover.z]
+    assert not state["exp_avg"][0].any()
+    assert state["exp_avg"][1].any()
+
+
+def test_calibration_finds_the_true_scale_and_shift():
+    """Rewards (1 - gamma) c for ever are worth c; the value reports (c - shift) / scale."""
+    gamma, steps = 0.9, 7
+    worth = torch.tensor([[1.0, 2.0, 5.0], [-3.0, 0.0, 4.0]])  # of 3 episodes of 2 tasks
+    scale, shift = torch.tensor([4.0, 0.5]), torch.tensor([1.5, -2.0])
+    values = ((worth - shift[:, None]) / scale[:, None]).expand(steps + 1, -1, -1)
+    reward = ((1 - gamma) * worth).expand(steps, -1, -1)
+    found_scale, found_shift = calibrate(values, reward, gamma)
+    torch.testing.assert_close(found_scale, scale)
+    torch.testing.assert_close(found_shift, shift)
+
+
+def test_calibration_is_the_least_squares_fit():
+    gamma, steps, n = 0.8, 6, 5
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(steps + 1, 1, n, generator=generator, dtype=torch.float64)
+    reward = values[:-1] + 0.3 * torch.randn(steps, 1, n, generator=generator, dtype=torch.float64)
+    rows, wanted = [], []
+    for episode in range(n):
+        for t in range(steps):
+            tail = gamma ** (steps - t)
+            returned = sum(gamma ** (k - t) * float(reward[k, 0, episode]) for k in range(t, steps))
+            last = float(values[steps, 0, episode])
+            rows.append([float(values[t, 0, episode]) - tail * last, 1 - tail])
+            wanted.append(returned)
+    (scale, shift), *_ = np.linalg.lstsq(np.array(rows), np.array(wanted))
+    found_scale, found_shift = calibrate(values, reward, gamma)
+    assert scale > 0
+    assert float(found_scale) == pytest.approx(scale, rel=1e-9)
+    assert float(found_shift) == pytest.approx(shift, rel=1e-9)
+
+
+def test_a_value_that_knows_nothing_keeps_its_scale():
+    gamma, steps = 0.9, 4
+    worth = torch.tensor([[1.0, 2.0], [0.0, 0.0], [1.0, 2.0]])
+    reported = torch.tensor([[2.0, 1.0], [5.0, 7.0], [3.0, 3.0]])  # reversed, of nothing, constant
+    reward = ((1 - gamma) * worth).expand(steps, -1, -1)
+    scale, shift = calibrate(reported.expand(steps + 1, -1, -1), reward, gamma)
+    assert scale.tolist() == [1, 1, 1]
+    torch.testing.assert_close(shift, torch.tensor([0.0, -6.0, -1.5]))

@@ -1,0 +1,133 @@
+"""The acceptance test and the methods that end their rounds with it: `rela-safe` and `hybrid`."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from bfmpipe.adaptation.protocol import Evaluation, adapt, start_states
+from bfmpipe.adaptation.safe import sign_test
+from bfmpipe.networks import project_z
+from bfmpipe.types import UserError
+
+from . import toy
+
+D = 3
+BEST = np.array([0.0, 0.6, 0.8])
+REWARDS = {
+    "linear": lambda action: action @ BEST,
+    "against": lambda action: -action @ BEST,
+}
+SETTINGS = {
+    "batch": 32,
+    "warmup_episodes": 4,
+    "pairs": 4,
+    "latent_warmup_updates": 50,
+    "updates_per_step": 0.25,
+    "latent_learning_rate": 0.02,
+    "learning_rate": 1e-2,
+}
+
+
+def make_problem(budget=2000, weights=None):
+    w = torch.tensor([[1.0, 0.2, 0.0], [1.0, -0.3, 0.0]]) if weights is None else weights
+    return toy.problem(REWARDS, w, budget=budget)
+
+
+def make(name, problem, seed=0, **settings):
+    return toy.make(name, problem, seed, **{**SETTINGS, **settings})
+
+
+def finish(method):
+    while method.advance():
+        pass
+    return method
+
+
+def test_sign_test_by_hand():
+    gain = np.array([[1.0, 2.0, 3.0], [-1.0, -2.0, -3.0], [3.0, -1.0, -1.0], [0.0, 0.0, 0.0]])
+    # 8 signs each: sums of 6; of -6; of 1 (+++ 5, ++- 3, +-+ 3, +-- 1); of 0
+    np.testing.assert_allclose(sign_test(gain), [1 / 8, 1, 4 / 8, 1])
+
+
+def test_sign_test_is_exact():
+    """Over all signs of any sizes, p <= level happens in at most that share of the cases."""
+    sizes = np.random.default_rng(0).exponential(size=6)
+    gains = np.array(list(itertools.product((-1.0, 1.0), repeat=6))) * sizes
+    p = sign_test(gains)
+    for level in (1 / 64, 0.1, 0.25, 0.5):
+        assert np.mean(p <= level) <= level
+    assert np.mean(p <= 0.25) > 0.2  # and not by much less
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_the_better_latent_wins_and_the_worse_one_goes_back(offset):
+    """Also where start states are worth far more than latents: both meet the same ones."""
+    problem = make_problem()
+    problem.domain.offset = offset
+    method = make("rela-safe", problem)
+    method._script = method._test()
+    better = project_z(torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]))
+    method.mover.put(better, torch.tensor([True, True]))
+    finish(method)
+    assert method.env_steps == 2 * 4 * 10
+    assert method.accepted[0].tolist() == [True, False]
+    assert method.rejected[0].tolist() == [False, True]
+    torch.testing.assert_close(method.z, torch.stack([better[0], problem.z[1]]))
+    torch.testing.assert_close(method.mover.z.detach(), method.z)
+
+
+def test_equal_returns_decide_nothing():
+    problem = make_problem()
+    method = make("rela-safe", problem)
+    method._script = method._test()
+    candidate = project_z(problem.z + torch.tensor([0.0, 0.8, -0.6]) * 0.1)  # at the same return
+    candidate = torch.stack([problem.z[0], problem.z[1]])
+    method.mover.put(candidate, torch.tensor([True, True]))
+    finish(method)
+    assert not method.accepted[0].any()
+    assert not method.rejected[0].any()
+
+
+@pytest.mark.parametrize("name", ["rela-safe", "hybrid"])
+def test_returns_rise_and_never_fall(name):
+    """On the toy a latent's return is that of all start states, so no test can be mistaken."""
+    settings = {"lookahead": {"states": 2, "latents": 4, "horizon": 5}} if name == "hybrid" else {}
+    problem = make_problem()
+    method = make(name, problem, **settings)
+    points = list(adapt(method, start_states(problem.domain, Evaluation(episodes=2)), every=40))
+    curve = np.array([point.returns.mean(1) for point in points])
+    assert (np.diff(curve, axis=0) >= -1e-5).all()
+    assert (curve[-1] > curve[0] + 3).all()  # of at most 10 + 10
+    assert points[-1].env_steps == problem.budget
+
+
+def test_the_warmup_calibrates_by_the_zero_shot_returns():
+    """Q = a . w / (1 - gamma) for the true a . best: the scale that makes the two agree."""
+    problem = make_problem(weights=torch.tensor([[0.0, 0.06, 0.08], [0.0, 0.06, 0.08]]))
+    method = make("rela-safe", problem, noise_std=0.0)
+    method._script = method._warm_up()
+    finish(method)
+    assert method.env_steps == 4 * 10
+    scale, shift = method.critic.calibration
+    # one value in all states: scale and shift cannot be told apart, so the scale stays
+    assert scale.tolist() == [1, 1]
+    torch.testing.assert_close(0.1 / 0.1 + shift, torch.tensor([10.0, -10.0]), rtol=1e-3, atol=1e-3)
+    assert torch.equal(method.mover.z.detach(), problem.z)
+    assert method.learner.updates == 50
+    assert method.replay.size == 40
+
+
+def test_the_budget_ends_with_a_test():
+    for episodes in (13, 21, 40, 41):
+        method = finish(make("rela-safe", make_problem(budget=10 * episodes), train_episodes=3))
+        assert method.env_steps == 10 * episodes
+        assert len(method.accepted) == max(1, (episodes - 4) // 11)
+
+
+def test_what_cannot_be_is_one_sentence():
+    with pytest.raises(UserError, match=r"rela-safe: a budget of 120 .* one acceptance test"):
+        make("rela-safe", make_problem(budget=120))
+    with pytest.raises(UserError, match=r"a confidence of 0.9; .* at most 0.875"):
+        make("rela-safe", make_problem(), pairs=3)
