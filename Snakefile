@@ -27,6 +27,7 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 R = exp.results
+OUT = f"{R}/{exp.name}" if exp.name else R  # what sums the runs up
 MODEL = f"{R}/{{domain}}/{{agent}}/seed{{seed}}"
 # bfmpipe is the one installed beside the snakemake that runs.
 shell.prefix(f"set -euo pipefail; export PATH='{Path(sys.executable).parent}':$PATH; ")
@@ -57,12 +58,18 @@ def code(stage):
 rule all:
     default_target: True
     input:
-        f"{R}/report.html",
+        f"{OUT}/report.html",
+        expand(
+            f"{MODEL}/model/README.md",
+            domain=exp.domains,
+            agent=exp.agents,
+            seed=exp.seeds,
+        ),
 
 
 onsuccess:
-    print(f"figures: {R}/figures")
-    print(f"report:  {R}/report.html")
+    print(f"figures: {OUT}/figures")
+    print(f"report:  {OUT}/report.html")
 
 
 rule collect:
@@ -98,33 +105,44 @@ rule coverage:
         " --coverage {output.coverage} 2>&1 | tee -a {log}"
 
 
+if exp.pretrain.seeds_together:  # one job trains all models of a domain and agent
+    TRAINED = expand(MODEL, seed=exp.seeds, allow_missing=True)
+    TRAINING = "{domain}-{agent}"
+else:
+    TRAINED = [MODEL]
+    TRAINING = "{domain}-{agent}-seed{seed}"
+
+
 rule pretrain:
-    """Train a model without rewards."""
+    """Train a model without rewards, or a model a seed."""
     input:
         dataset=rules.collect.output.dataset,
     output:
-        config=f"{MODEL}/model/config.json",
-        weights=f"{MODEL}/model/model.safetensors",
-        losses=f"{MODEL}/losses.parquet",
+        config=[f"{model}/model/config.json" for model in TRAINED],
+        weights=[f"{model}/model/model.safetensors" for model in TRAINED],
+        losses=[f"{model}/losses.parquet" for model in TRAINED],
+        evaluations=[f"{model}/evaluations.parquet" for model in TRAINED],
+        spectrum=[f"{model}/spectrum.parquet" for model in TRAINED],
     log:
-        f"{R}/logs/pretrain/{{domain}}-{{agent}}-seed{{seed}}.log",
+        f"{R}/logs/pretrain/{TRAINING}.log",
     benchmark:
-        f"{R}/benchmarks/pretrain/{{domain}}-{{agent}}-seed{{seed}}.tsv"
+        f"{R}/benchmarks/pretrain/{TRAINING}.tsv"
     priority: 10  # everything else waits for it
     params:
         cfg=cfg("pretrain"),
         code=code("pretrain"),
-        model=subpath(output.config, parent=True),
+        model=lambda wildcards, output: [Path(file).parent for file in output.config],
     shell:
         "bfmpipe pretrain --cfg {params.cfg:q} --dataset {input.dataset}"
-        " --model {params.model} --losses {output.losses} 2>&1 | tee -a {log}"
+        " --model {params.model} --losses {output.losses}"
+        " --evaluations {output.evaluations} --spectrum {output.spectrum} 2>&1 | tee -a {log}"
 
 
 rule infer:
     """Infer each task's weights and latent from its rewards on the data."""
     input:
-        config=rules.pretrain.output.config,
-        weights=rules.pretrain.output.weights,
+        config=f"{MODEL}/model/config.json",
+        weights=f"{MODEL}/model/model.safetensors",
         dataset=rules.collect.output.dataset,
     output:
         latents=f"{MODEL}/latents.parquet",
@@ -144,8 +162,8 @@ rule infer:
 rule probe:
     """Score many latents of the model, and the random policy."""
     input:
-        config=rules.pretrain.output.config,
-        weights=rules.pretrain.output.weights,
+        config=f"{MODEL}/model/config.json",
+        weights=f"{MODEL}/model/model.safetensors",
         dataset=rules.collect.output.dataset,
         latents=rules.infer.output.latents,
     output:
@@ -164,11 +182,34 @@ rule probe:
         " --scores {output.scores} 2>&1 | tee -a {log}"
 
 
+rule diagnose:
+    """Say of every task what can be said before adapting to it."""
+    input:
+        config=f"{MODEL}/model/config.json",
+        weights=f"{MODEL}/model/model.safetensors",
+        dataset=rules.collect.output.dataset,
+        latents=rules.infer.output.latents,
+    output:
+        diagnosis=f"{MODEL}/diagnosis.parquet",
+    log:
+        f"{R}/logs/diagnose/{{domain}}-{{agent}}-seed{{seed}}.log",
+    benchmark:
+        f"{R}/benchmarks/diagnose/{{domain}}-{{agent}}-seed{{seed}}.tsv"
+    params:
+        cfg=cfg("diagnose"),
+        code=code("diagnose"),
+        model=subpath(input.config, parent=True),
+    shell:
+        "bfmpipe diagnose --cfg {params.cfg:q} --model {params.model}"
+        " --dataset {input.dataset} --latents {input.latents}"
+        " --diagnosis {output.diagnosis} 2>&1 | tee -a {log}"
+
+
 rule adapt:
     """Adapt to every task by one method."""
     input:
-        config=rules.pretrain.output.config,
-        weights=rules.pretrain.output.weights,
+        config=f"{MODEL}/model/config.json",
+        weights=f"{MODEL}/model/model.safetensors",
         dataset=rules.collect.output.dataset,
         latents=rules.infer.output.latents,
     output:
@@ -188,6 +229,27 @@ rule adapt:
         " --trajectories {output.trajectories} 2>&1 | tee -a {log}"
 
 
+rule describe:
+    """Write the model card, with the scores of zero-shot."""
+    input:
+        config=f"{MODEL}/model/config.json",
+        weights=f"{MODEL}/model/model.safetensors",
+        zero_shot=f"{MODEL}/adapt/zero-shot.parquet",
+    output:
+        card=f"{MODEL}/model/README.md",
+    log:
+        f"{R}/logs/describe/{{domain}}-{{agent}}-seed{{seed}}.log",
+    benchmark:
+        f"{R}/benchmarks/describe/{{domain}}-{{agent}}-seed{{seed}}.tsv"
+    params:
+        cfg=cfg("describe"),
+        code=code("describe"),
+        model=subpath(input.config, parent=True),
+    shell:
+        "bfmpipe describe --cfg {params.cfg:q} --model {params.model}"
+        " --zero_shot {input.zero_shot} --card {output.card} 2>&1 | tee -a {log}"
+
+
 ALL_MODELS = expand(MODEL, domain=exp.domains, agent=exp.agents, seed=exp.seeds)
 ADAPTED = expand("{model}/adapt/{method}", model=ALL_MODELS, method=exp.methods)
 
@@ -198,14 +260,14 @@ rule tabulate:
         adaptation=expand("{run}.parquet", run=ADAPTED),
         probe=expand("{model}/probe.parquet", model=ALL_MODELS),
     output:
-        curves=f"{R}/tables/curves.parquet",
-        aggregate=f"{R}/tables/aggregate.parquet",
-        summary=f"{R}/tables/summary.parquet",
-        best_of=f"{R}/tables/best_of.parquet",
+        curves=f"{OUT}/tables/curves.parquet",
+        aggregate=f"{OUT}/tables/aggregate.parquet",
+        summary=f"{OUT}/tables/summary.parquet",
+        best_of=f"{OUT}/tables/best_of.parquet",
     log:
-        f"{R}/logs/tabulate.log",
+        f"{OUT}/logs/tabulate.log",
     benchmark:
-        f"{R}/benchmarks/tabulate/all.tsv"
+        f"{OUT}/benchmarks/tabulate/all.tsv"
     params:
         cfg=cfg("tabulate"),
         code=code("tabulate"),
@@ -213,6 +275,26 @@ rule tabulate:
         "bfmpipe tabulate --cfg {params.cfg:q} --adaptation {input.adaptation}"
         " --probe {input.probe} --curves {output.curves} --aggregate {output.aggregate}"
         " --summary {output.summary} --best_of {output.best_of} 2>&1 | tee -a {log}"
+
+
+rule judge:
+    """Hold the experiment's claims against the tables."""
+    input:
+        curves=rules.tabulate.output.curves,
+        best_of=rules.tabulate.output.best_of,
+    output:
+        verdicts=f"{OUT}/tables/verdicts.parquet",
+    log:
+        f"{OUT}/logs/judge.log",
+    benchmark:
+        f"{OUT}/benchmarks/judge/all.tsv"
+    params:
+        cfg=cfg("judge"),
+        code=code("judge"),
+        benchmarks=f"{R}/benchmarks",
+    shell:
+        "bfmpipe judge --cfg {params.cfg:q} --curves {input.curves} --best_of {input.best_of}"
+        " --benchmarks {params.benchmarks} --verdicts {output.verdicts} 2>&1 | tee -a {log}"
 
 
 def of_agent(path):
@@ -229,6 +311,9 @@ rule plot:
         best_of=rules.tabulate.output.best_of,
         probe=of_agent("probe.parquet"),
         losses=of_agent("losses.parquet"),
+        evaluations=of_agent("evaluations.parquet"),
+        spectrum=of_agent("spectrum.parquet"),
+        diagnosis=of_agent("diagnosis.parquet"),
         trajectories=expand(
             of_agent("adapt/{method}.trajectories.parquet"),
             method=exp.methods,
@@ -236,18 +321,20 @@ rule plot:
         ),
         coverage=rules.coverage.output.coverage,
     output:
-        figures=directory(f"{R}/figures/{{domain}}/{{agent}}"),
+        figures=directory(f"{OUT}/figures/{{domain}}/{{agent}}"),
     log:
-        f"{R}/logs/plot/{{domain}}-{{agent}}.log",
+        f"{OUT}/logs/plot/{{domain}}-{{agent}}.log",
     benchmark:
-        f"{R}/benchmarks/plot/{{domain}}-{{agent}}.tsv"
+        f"{OUT}/benchmarks/plot/{{domain}}-{{agent}}.tsv"
     params:
         cfg=cfg("plot"),
         code=code("plot"),
     shell:
         "bfmpipe plot --cfg {params.cfg:q} --curves {input.curves} --aggregate {input.aggregate}"
         " --summary {input.summary} --best_of {input.best_of} --probe {input.probe}"
-        " --losses {input.losses} --trajectories {input.trajectories}"
+        " --losses {input.losses} --evaluations {input.evaluations}"
+        " --spectrum {input.spectrum} --diagnosis {input.diagnosis}"
+        " --trajectories {input.trajectories}"
         " --coverage {input.coverage}"
         " --figures {output.figures} 2>&1 | tee -a {log}"
 
@@ -257,14 +344,15 @@ rule report:
     input:
         summary=rules.tabulate.output.summary,
         best_of=rules.tabulate.output.best_of,
+        verdicts=rules.judge.output.verdicts,
         losses=expand("{model}/losses.parquet", model=ALL_MODELS),
         figures=expand(rules.plot.output.figures, domain=exp.domains, agent=exp.agents),
     output:
-        page=f"{R}/report.html",
+        page=f"{OUT}/report.html",
     log:
-        f"{R}/logs/report.log",
+        f"{OUT}/logs/report.log",
     benchmark:
-        f"{R}/benchmarks/report/all.tsv"
+        f"{OUT}/benchmarks/report/all.tsv"
     params:
         cfg=cfg("report"),
         code=code("report"),
@@ -274,5 +362,5 @@ rule report:
         benchmarks=f"{R}/benchmarks",
     shell:
         "bfmpipe report --cfg {params.cfg:q} --summary {input.summary} --best_of {input.best_of}"
-        " --losses {input.losses} --figures {params.pictures}"
+        " --verdicts {input.verdicts} --losses {input.losses} --figures {params.pictures}"
         " --benchmarks {params.benchmarks} --output {output.page} 2>&1 | tee -a {log}"

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, JsonValue, field_validator
 
 from bfmpipe import plugins
+from bfmpipe.adaptation.diagnosis import DiagnosisConfig
 from bfmpipe.adaptation.protocol import Evaluation
 from bfmpipe.agents.trainer import TrainerConfig
 from bfmpipe.config import Config, canonical, load_yaml, parse
@@ -18,12 +19,18 @@ from bfmpipe.envs import make_domain
 from bfmpipe.envs import tasks as own_tasks
 from bfmpipe.inference.reward import Inference
 from bfmpipe.kernels.extension import check_build
+from bfmpipe.report.runs import ZERO_SHOT
+from bfmpipe.report.tabulation import RANDOM
+from bfmpipe.report.verdicts import Claims
 from bfmpipe.stages.collect import explored_episodes
 from bfmpipe.stages.sections import Families, digest
 from bfmpipe.stages.tabulate import Tabulate
 from bfmpipe.types import UserError
 
 Settings = dict[str, JsonValue]
+
+_DIRECTORIES = ("benchmarks", "figures", "logs", "tables")
+"""Those below `results` that are no domain's and no experiment's."""
 
 
 class DomainSection(Config):
@@ -41,6 +48,16 @@ class CollectSection(Config):
     episodes: int | None = Field(None, ge=1)
     """Episodes to explore in; for all explorers but exorl, which imports them."""
     seed: int = Field(0, ge=0)
+
+
+class PretrainSection(TrainerConfig):
+    """How the models are trained, and in how many jobs."""
+
+    seeds_together: bool = False
+    """Train all seeds of a domain and agent in one job, as one batched model: the results of each
+    are those it would have alone but for rounding."""
+    tensorboard: bool = False
+    """Write TensorBoard event files beside the tables of losses."""
 
 
 class ProbeSection(Config):
@@ -67,10 +84,20 @@ class Experiment(Config):
     stands in the shell commands of all jobs."""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1)
     domains: dict[str, DomainSection] = Field(min_length=1)
+    name: str = Field("", pattern=r"^(\w[\w.-]*)?$")
+    """Where below `results` tables, figures and the report go, so that experiments can share data,
+    models and adaptations; letters, digits and ._- only."""
     agents: dict[str, Settings] = Field(min_length=1)
-    methods: dict[str, Settings] = Field(min_length=1)
+    methods: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], Settings] = Field(min_length=1)
+    """By the name of their module, or by any other with the module's as `method` among the
+    settings: the same method in variants."""
+    select: tuple[str, ...] = ()
+    """Which of the methods are run; all of them by default."""
+    claims: dict[str, Settings] = Field(default_factory=dict)
+    """What is held against the tables: see `report.verdicts`."""
+    diagnose: DiagnosisConfig = DiagnosisConfig()
     collect: CollectSection
-    pretrain: TrainerConfig
+    pretrain: PretrainSection
     infer: Inference = Inference()
     probe: ProbeSection = ProbeSection()
     adapt: AdaptSection
@@ -92,7 +119,9 @@ class Experiment(Config):
 
     def code(self, stage: str, *, domain: str = "", agent: str = "", method: str = "") -> str:
         """Digest of the code that one job of a stage can reach."""
-        used = {"envs": domain, "agents": agent, "adaptation": method}
+        used = {"envs": domain, "agents": agent}
+        if method:
+            used["adaptation"] = self.plugin_of(method)
         if stage == "collect":
             used["data"] = self.collect.explorer
         return digest(stage, {kind: plugin for kind, plugin in used.items() if plugin})
@@ -110,12 +139,21 @@ class Experiment(Config):
         return {"seed": self.collect.seed}
 
     def _pretrain(self, domain: str, agent: str, seed: int, _: str) -> Mapping[str, Any]:
-        return {
+        section = self.pretrain
+        settings: dict[str, Any] = {
             "domain": self._domain(domain),
             "agent": _plugin(agent, self.agents[agent]),
-            "trainer": self.pretrain.model_dump(mode="json"),
-            "seed": seed,
+            "trainer": section.model_dump(mode="json", exclude={"seeds_together", "tensorboard"}),
+            "seeds": self.seeds if section.seeds_together else [seed],
+            "tensorboard": section.tensorboard,
         }
+        if section.evaluate_every:  # else a task's edit would train the models again
+            settings |= {
+                "tasks": {"families": self.domains[domain].tasks},
+                "inference": self.infer.model_dump(mode="json"),
+                "evaluation": self.evaluate.model_dump(mode="json"),
+            }
+        return settings
 
     def _infer(self, domain: str, agent: str, seed: int, _: str) -> Mapping[str, Any]:
         return {
@@ -134,9 +172,22 @@ class Experiment(Config):
         return {
             **self._with_tasks(domain, agent, seed),
             **self.adapt.model_dump(mode="json"),
-            "method": _plugin(method, self.methods[method]),
+            "method": _plugin(self.plugin_of(method), _without(self.methods[method], "method")),
+            "label": method,
             "evaluation": self.evaluate.model_dump(mode="json"),
         }
+
+    def _describe(self, domain: str, *_: object) -> Mapping[str, Any]:
+        return {"families": self.domains[domain].tasks}
+
+    def _diagnose(self, domain: str, agent: str, seed: int, _: str) -> Mapping[str, Any]:
+        return {
+            **self._with_tasks(domain, agent, seed),
+            "diagnosis": self.diagnose.model_dump(mode="json"),
+        }
+
+    def _judge(self, *_: object) -> Mapping[str, Any]:
+        return {"claims": self.claims, "intervals": self.tabulate.model_dump(mode="json")}
 
     def _tabulate(self, *_: object) -> Mapping[str, Any]:
         return self.tabulate.model_dump(mode="json")
@@ -146,11 +197,16 @@ class Experiment(Config):
             "domain": domain,
             "agent": agent,
             "families": self.domains[domain].tasks,
-            "method": "lola" if "lola" in self.methods else next(iter(self.methods)),
+            "method": min(self.methods, key=_shown),
         }
 
     def _report(self, *_: object) -> Mapping[str, Any]:
-        return {"experiment": self.model_dump(mode="json", exclude={"results"})}
+        return {"experiment": self.model_dump(mode="json", exclude={"results", "name"})}
+
+    def plugin_of(self, method: str) -> str:
+        """The module's name of a method by its own."""
+        name = self.methods[method].get("method", method)
+        return name if isinstance(name, str) else method
 
     def _domain(self, name: str) -> Mapping[str, Any]:
         return _plugin(name, self.domains[name].settings)
@@ -158,6 +214,15 @@ class Experiment(Config):
     def _with_tasks(self, domain: str, agent: str, seed: int) -> dict[str, Any]:
         families = {"families": self.domains[domain].tasks}
         return {"domain": domain, "agent": agent, "tasks": families, "seed": seed}
+
+
+def _shown(method: str) -> int:
+    """Rank among the methods to be shown where there is room for one."""
+    return {"lola": 0, ZERO_SHOT: 2}.get(method, 1)
+
+
+def _without(settings: Settings, key: str) -> Settings:
+    return {name: value for name, value in settings.items() if name != key}
 
 
 def _plugin(name: str, settings: Settings) -> dict[str, Any]:
@@ -182,11 +247,8 @@ def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Exp
     """
     check_build()
     experiment = parse(Experiment, mapping, where)
-    if "zero-shot" not in experiment.methods:
-        raise UserError(
-            f"{where}: methods: zero-shot is missing; every table compares with it, so add "
-            "'zero-shot: {}'"
-        )
+    _check_names(experiment, where)
+    experiment = _selected(experiment, where)
     try:
         for name, section in experiment.domains.items():
             domain = make_domain(name, section.settings)
@@ -199,19 +261,65 @@ def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Exp
         ("methods", "adaptation", experiment.methods),
         ("collect", "data", {experiment.collect.explorer: experiment.collect.settings}),
     ):
-        for name, settings in chosen.items():
+        for label, settings in chosen.items():
+            place = "collect.settings" if kind == "data" else f"{section_name}.{label}"
+            name = label
+            if kind == "adaptation" and "method" in settings:
+                if not isinstance(settings["method"], str):
+                    raise UserError(f"{where}: {place}.method must be the name of a method")
+                name, settings = settings["method"], _without(settings, "method")
+                if label != name and label in (*plugins.names(kind), RANDOM):
+                    raise UserError(
+                        f"{where}: {place}: a variant of {name} needs a name of its own; "
+                        f"{label} is another policy's"
+                    )
             try:
                 module = plugins.load(kind, name)
             except UserError as error:
                 raise UserError(f"{where}: {section_name}: {error}") from error
-            place = "collect.settings" if kind == "data" else f"{section_name}.{name}"
             parse(module.Config, settings, where, at=place)
             if kind == "data":
                 try:
                     explored_episodes(module, name, experiment.collect.episodes)
                 except UserError as error:
                     raise UserError(f"{where}: {error}") from error
+    Claims(claims=experiment.claims).parsed(tuple(experiment.methods), where)
     return experiment
+
+
+def _check_names(experiment: Experiment, where: str) -> None:
+    """Refuse an experiment without zero-shot, or whose directory is used for something else."""
+    if ZERO_SHOT not in experiment.methods:
+        raise UserError(
+            f"{where}: methods: {ZERO_SHOT} is missing; every table compares with it, so add "
+            f"'{ZERO_SHOT}: {{}}'"
+        )
+    if experiment.name in {*experiment.domains, *_DIRECTORIES}:
+        raise UserError(
+            f"{where}: name: {experiment.results}/{experiment.name} holds other files; choose "
+            "another name"
+        )
+
+
+def _selected(experiment: Experiment, where: str) -> Experiment:
+    """The experiment with no other methods than those selected.
+
+    Raises:
+        UserError: a method is selected that there is none of, or zero-shot is not.
+    """
+    if not experiment.select:
+        return experiment
+    for method in experiment.select:
+        if method not in experiment.methods:
+            raise UserError(
+                f"{where}: select: no method {method}; there are {', '.join(experiment.methods)}"
+            )
+    if ZERO_SHOT not in experiment.select:
+        raise UserError(
+            f"{where}: select: {ZERO_SHOT} is missing; every table compares with it, so add it"
+        )
+    chosen = {name: s for name, s in experiment.methods.items() if name in experiment.select}
+    return experiment.model_copy(update={"methods": chosen})
 
 
 def _find_files(domain: str, families: dict[str, Settings], base: Path) -> None:

@@ -19,6 +19,8 @@ class Tiny:
     dataset: Path
     model: Path
     losses: Path
+    evaluations: Path
+    spectrum: Path
     latents: Path
     domain: dict[str, Any]
     agent: dict[str, Any]
@@ -39,6 +41,10 @@ class Tiny:
                 "domain": self.domain,
                 "agent": self.agent,
                 "trainer": {"updates": 40, "checkpoint_every": 20, "log_every": 10},
+                "seeds": [0],
+                "tasks": self.tasks,
+                "inference": {"samples": 300},
+                "evaluation": {"episodes": 4},
             },
             "infer": {**names, "inference": {"samples": 300}},
             "probe": {**names, "latents": 5, "episodes": 3, "evaluation": {"episodes": 4}},
@@ -52,10 +58,22 @@ class Tiny:
                 "every": 1,
                 "evaluation": {"episodes": 3},
             },
+            "describe": self.tasks,
+            "diagnose": {
+                **names,
+                "diagnosis": {"samples": 300, "latents": 50, "starts": 4, "tail": 0.5},
+            },
         }
-        return {**of_stage[stage], "seed": 0, **changed}
+        seed = {} if stage in ("pretrain", "describe") else {"seed": 0}
+        return {**of_stage[stage], **seed, **changed}
 
-    def run(self, name: str, *, settings: dict[str, Any] | None = None, **files: Path) -> None:
+    def trained(self) -> dict[str, list[Path]]:
+        """What the stage pretrain writes, as it is given it."""
+        return {
+            name: [getattr(self, name)] for name in ("model", "losses", "evaluations", "spectrum")
+        }
+
+    def run(self, name: str, *, settings: dict[str, Any] | None = None, **files: Any) -> None:
         """Run a stage as the command line would, with `settings` or its own."""
         import importlib
         import inspect
@@ -74,6 +92,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         dataset=directory / "data.parquet",
         model=directory / "model",
         losses=directory / "losses.parquet",
+        evaluations=directory / "evaluations.parquet",
+        spectrum=directory / "spectrum.parquet",
         latents=directory / "latents.parquet",
         domain={
             "name": "point_mass_maze",
@@ -102,7 +122,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         episode_steps=20,
     )
     made.run("collect", dataset=made.dataset)
-    made.run("pretrain", dataset=made.dataset, model=made.model, losses=made.losses)
+    made.run("pretrain", dataset=made.dataset, **made.trained())
     made.run("infer", model=made.model, dataset=made.dataset, latents=made.latents)
     return made
 
@@ -124,7 +144,8 @@ def edit_card(model_copy: Path) -> Any:
     def edit(**changed: Any) -> Path:
         path = model_copy / "config.json"
         card = {**json.loads(path.read_text()), **changed}
-        path.write_text(json.dumps({k: v for k, v in card.items() if v is not None}))
+        kept = {k: v for k, v in card.items() if v is not None or k not in changed}
+        path.write_text(json.dumps(kept))
         return model_copy
 
     return edit

@@ -23,6 +23,8 @@ def files(tiny, tmp_path, stage):
             "dataset": tiny.dataset,
             "model": out / "model",
             "losses": out / "losses.parquet",
+            "evaluations": out / "evaluations.parquet",
+            "spectrum": out / "spectrum.parquet",
         },
         "infer": {**read, "latents": out / "latents.parquet"},
         "probe": {**read, "latents": tiny.latents, "scores": out / "probe.parquet"},
@@ -31,6 +33,18 @@ def files(tiny, tmp_path, stage):
             "latents": tiny.latents,
             "curves": out / "curves.parquet",
             "trajectories": out / "trajectories.parquet",
+        },
+        "diagnose": {**read, "latents": tiny.latents, "diagnosis": out / "diagnosis.parquet"},
+        "describe": {
+            "model": tiny.model,
+            "zero_shot": tmp_path / "zero-shot.parquet",
+            "card": out / "README.md",
+        },
+        "judge": {
+            "curves": tmp_path / "curves.parquet",
+            "best_of": tmp_path / "best_of.parquet",
+            "benchmarks": tmp_path / "benchmarks",
+            "verdicts": out / "verdicts.parquet",
         },
     }[stage]
 
@@ -63,6 +77,44 @@ def test_every_stage_explains_itself(capsys, stage):
     assert said.startswith(f"usage: bfmpipe {stage} ")
     assert "--cfg" in said
     assert len(re.findall(r"^  --\w+", said, re.MULTILINE)) >= 2
+
+
+def test_adapt_explains_both_that_it_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["adapt", "--help"])
+    by_hand = capsys.readouterr().out
+    assert {"--task", "--method", "--latent-out"} <= set(
+        re.findall(r"^  (--[\w-]+)", by_hand, re.M)
+    )
+    with pytest.raises(SystemExit):
+        main(["adapt", "--cfg", "{}", "--help"])
+    stage = capsys.readouterr().out
+    options = set(re.findall(r"^  (--\w+)", stage, re.M))
+    assert options == {"--cfg", "--model", "--dataset", "--latents", "--curves", "--trajectories"}
+    usage = by_hand[by_hand.index("the stage, which") :]
+    assert set(re.findall(r"--\w+", usage)) == options | {"--help"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "missing"),
+    [
+        (["--model", "m", "--task", "t"], "--method"),
+        (["--model", "m", "--latents", "l"], "--cfg, --dataset, --curves, --trajectories"),
+        (["--cfg={}", "--model", "m", "--dataset", "d"], "--latents, --curves, --trajectories"),
+    ],
+)
+def test_adapt_is_the_stage_where_it_has_options_of_the_stage(capsys, argv, missing):
+    with pytest.raises(SystemExit) as caught:
+        main(["adapt", *argv])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(f"arguments are required: {missing}\n")
+
+
+def test_the_stage_adapt_runs_as_before(tiny, tmp_path, capsys):
+    paths = files(tiny, tmp_path, "adapt")
+    assert main(command("adapt", tiny.settings("adapt"), paths)) == 0
+    assert str(paths["curves"]) in capsys.readouterr().out
+    assert paths["trajectories"].is_file()
 
 
 def test_the_list_of_stages_is_that_of_the_modules():
@@ -117,7 +169,7 @@ MISTAKES = [
         {"explorer": {"name": EXPLORER, "settings": {"noise_std": "1e-4"}}},
         f"explorer {EXPLORER}: noise_std: '1e-4' is text, not a number (YAML reads 1e-4 as a",
     ),
-    ("pretrain", {"agent": {"name": "moon"}}, "no 'moon' in bfmpipe.agents; it has fb"),
+    ("pretrain", {"agent": {"name": "moon"}}, "no 'moon' in bfmpipe.agents; it has "),
     (
         "pretrain",
         {"agent": {"name": "fb", "settings": {"learning_rate": "1e-4"}}},
@@ -140,12 +192,20 @@ MISTAKES = [
         "domain point_mass_maze: task family reach: szie is not a setting; valid: target_size",
     ),
     ("probe", {"tasks": {"families": {"reach": {}}}}, "domain point_mass_maze: task family reach"),
-    ("adapt", {"method": {"name": "moon"}}, "no 'moon' in bfmpipe.adaptation; it has lola"),
+    ("adapt", {"method": {"name": "moon"}}, "no 'moon' in bfmpipe.adaptation; it has"),
     (
         "adapt",
         {"method": {"name": "lola", "settings": {"sigam": 1.0}}},
         "method lola: sigam is not a setting; did you mean sigma?",
     ),
+    ("adapt", {"label": 3}, "--cfg: label: 3 is a number, not text"),
+    ("diagnose", {"diagnosis": {"tail": 1}}, "--cfg: diagnosis.tail: 1 should be less than 1"),
+    (
+        "diagnose",
+        {"tasks": {"families": {"reach": {"names": ["moon"]}}}},
+        "domain point_mass_maze: task family reach: no task 'moon'; point_mass_maze has",
+    ),
+    ("describe", {"families": None}, "--cfg: families is empty, not a mapping"),
     ("adapt", {"seed": -1}, "--cfg: seed: -1 should be greater than or equal to 0"),
 ]
 
@@ -196,6 +256,9 @@ def test_settings_that_cannot_be_read_are_one_line(tiny, tmp_path, capsys, text,
         ("infer", "dataset", b"", "damaged or not a Parquet file"),
         ("probe", "dataset", b"\0" * 100, "damaged or not a Parquet file"),
         ("adapt", "latents", None, "no such file"),
+        ("diagnose", "latents", None, "no such file"),
+        ("describe", "model", None, "no such file; a model is a directory that holds it"),
+        ("describe", "zero_shot", b"PAR1", "damaged or not a Parquet file"),
     ],
 )
 def test_a_missing_or_damaged_file_is_one_line(tiny, tmp_path, capsys, stage, file, made, said):
@@ -216,7 +279,18 @@ def test_a_table_of_another_kind_is_one_line(tiny, tmp_path, capsys):
     assert line == f"{tiny.losses}: a table of losses; expected a table of latents"
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "infer", "probe", "adapt"])
+def test_a_claim_that_is_none_is_one_line(tiny, tmp_path, capsys):
+    paths = files(tiny, tmp_path, "judge")
+    cfg = {"claims": {"one": 3}}
+    assert refused(capsys, command("judge", cfg, paths)) == (
+        "--cfg: claims.one: 3 is a number, not a mapping"
+    )
+    line = refused(capsys, command("judge", {"claims": {}}, paths))
+    assert line == f"{paths['curves']}: no such file"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "infer", "probe", "adapt", "diagnose"])
 def test_data_of_another_domain_than_the_model_are_one_line(tiny, tmp_path, capsys, stage):
     from bfmpipe.data import transitions
     from bfmpipe.data.tables import read_table
@@ -298,8 +372,9 @@ def test_the_doctor_takes_no_settings(capsys):
     assert "unrecognized arguments" in capsys.readouterr().err
 
 
-def test_the_list_of_commands_has_the_doctor(capsys):
+@pytest.mark.parametrize("name", ["doctor", "import-metamotivo", "play"])
+def test_the_list_of_commands_has_those_that_are_no_stages(capsys, name):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
-    assert "`bfmpipe doctor`: " in capsys.readouterr().out
+    assert f"`bfmpipe {name}`: " in capsys.readouterr().out

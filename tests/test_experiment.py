@@ -16,7 +16,11 @@ from bfmpipe.types import UserError
 
 REPOSITORY = Path(__file__).parents[1]
 SMOKE = REPOSITORY / "configs" / "smoke.yaml"
-FILES = [REPOSITORY / "config.yaml", *sorted((REPOSITORY / "configs").glob("*.yaml"))]
+FILES = [
+    REPOSITORY / "config.yaml",
+    *sorted((REPOSITORY / "configs").glob("*.yaml")),
+    *sorted((REPOSITORY / "configs" / "suite").glob("*.yaml")),
+]
 
 
 @pytest.fixture
@@ -35,12 +39,12 @@ def jobs(exp):
             found["plot", domain, agent] = exp.stage("plot", **place)
             for seed in exp.seeds:
                 run = {**place, "seed": str(seed)}
-                for stage in ("pretrain", "infer", "probe"):
+                for stage in ("pretrain", "infer", "probe", "diagnose", "describe"):
                     found[stage, domain, agent, seed] = exp.stage(stage, **run)
                 for method in exp.methods:
                     key = ("adapt", domain, agent, seed, method)
                     found[key] = exp.stage("adapt", **run, method=method)
-    return {**found, ("tabulate",): exp.stage("tabulate"), ("report",): exp.stage("report")}
+    return {**found, **{(stage,): exp.stage(stage) for stage in ("tabulate", "judge", "report")}}
 
 
 # every stage gets settings it understands
@@ -55,7 +59,9 @@ def test_the_settings_of_every_job_parse(path):
         cls = inspect.get_annotations(stage, eval_str=True)["cfg"]
         parsed = parse(cls, json.loads(text), str(key))
         assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
-        if key[0] in ("pretrain", "infer", "probe", "adapt"):
+        if key[0] == "pretrain":
+            assert parsed.seeds == (key[3],)
+        if key[0] in ("infer", "probe", "adapt", "diagnose"):
             assert parsed.seed == key[3]
 
 
@@ -82,7 +88,8 @@ def setting(*place, value):
 
 
 DOMAIN = ("domains", "point_mass_maze")
-EVERYTHING_WITH_TASKS = {"infer", "probe", "adapt", "plot"}
+GAIN = {"kind": "gain", "statement": "It gains.", "method": "lola", "bar": 5}
+EVERYTHING_WITH_TASKS = {"infer", "probe", "adapt", "diagnose", "describe", "plot"}
 
 
 @pytest.mark.parametrize(
@@ -91,14 +98,22 @@ EVERYTHING_WITH_TASKS = {"infer", "probe", "adapt", "plot"}
         (setting("collect", "episodes", value=61), {"collect"}),
         (setting("agents", "fb", "hidden_dim", value=64), {"pretrain"}),
         (setting("pretrain", "updates", value=80), {"pretrain"}),
-        (setting("infer", "samples", value=900), {"infer"}),
+        (setting("pretrain", "tensorboard", value=True), {"pretrain"}),
+        (setting("infer", "samples", value=900), {"pretrain", "infer"}),
         (setting("probe", "latents", value=9), {"probe"}),
         (setting("adapt", "every", value=4), {"adapt"}),
-        (setting("evaluate", "episodes", value=5), {"probe", "adapt"}),
-        (setting("tabulate", "replicates", value=300), {"tabulate"}),
+        (setting("evaluate", "episodes", value=5), {"pretrain", "probe", "adapt"}),
+        (setting("tabulate", "replicates", value=300), {"tabulate", "judge"}),
+        (setting("claims", "gain", "bar", value=7), {"judge"}),
+        (setting("claims", "more", value={**GAIN, "method": "td3"}), {"judge"}),
+        (setting("diagnose", "starts", value=9), {"diagnose"}),
         (setting(*DOMAIN, "settings", "episode_steps", value=25), {"collect", "pretrain"}),
-        (setting(*DOMAIN, "tasks", "reach", "target_size", value=0.2), EVERYTHING_WITH_TASKS),
+        (
+            setting(*DOMAIN, "tasks", "reach", "target_size", value=0.2),
+            {"pretrain", *EVERYTHING_WITH_TASKS},
+        ),
         (setting("results", value="elsewhere"), set()),
+        (setting("name", value="first"), set()),
     ],
 )
 def test_a_change_reaches_only_the_stages_it_concerns(smoke, change, stages):
@@ -108,6 +123,29 @@ def test_a_change_reaches_only_the_stages_it_concerns(smoke, change, stages):
     assert (("report",) in changed) == bool(stages)
 
 
+@pytest.mark.parametrize(
+    ("change", "stages"),
+    [
+        (setting("infer", "samples", value=900), {"infer"}),
+        (setting("evaluate", "episodes", value=5), {"probe", "adapt"}),
+        (setting(*DOMAIN, "tasks", "reach", "target_size", value=0.2), EVERYTHING_WITH_TASKS),
+    ],
+)
+def test_models_that_are_not_evaluated_in_training_are_not_trained_again(smoke, change, stages):
+    del smoke["pretrain"]["evaluate_every"]
+    changed = stages_changed(smoke, change)
+    assert {key[0] for key in changed} - {"report"} == stages
+
+
+def test_one_job_trains_all_seeds_where_these_are_trained_together(smoke):
+    place = {"domain": "point_mass_maze", "agent": "fb"}
+    alone = json.loads(experiment.check(smoke, "smoke").stage("pretrain", **place, seed="1"))
+    smoke["pretrain"]["seeds_together"] = True
+    together = json.loads(experiment.check(smoke, "smoke").stage("pretrain", **place))
+    assert together == {**alone, "seeds": [0, 1]}
+    assert alone["seeds"] == [1]
+
+
 def test_a_change_of_an_import_reaches_collect_only(smoke):
     smoke["collect"] = {"explorer": "exorl", "settings": {"path": "exorl/{domain}/rnd.zip"}}
     for key, value in (("path", "other.zip"), ("max_episodes", 5), ("on_error", "skip")):
@@ -115,10 +153,69 @@ def test_a_change_of_an_import_reaches_collect_only(smoke):
         assert {key[0] for key in changed} == {"collect", "report"}
 
 
-def test_a_change_of_one_method_reaches_its_own_adaptation_only(smoke):
-    changed = stages_changed(smoke, setting("methods", "lola", "horizon", value=6))
-    adapted = {("adapt", "point_mass_maze", "fb", seed, "lola") for seed in (0, 1)}
+@pytest.mark.parametrize("method", ["lola", "lola-short"])
+def test_a_change_of_one_method_reaches_its_own_adaptation_only(smoke, method):
+    changed = stages_changed(smoke, setting("methods", method, "horizon", value=6))
+    adapted = {("adapt", "point_mass_maze", "fb", seed, method) for seed in (0, 1)}
     assert changed == {*adapted, ("report",)}
+
+
+# variants, selections, names
+
+
+def test_a_variant_is_its_method_with_settings_of_its_own(smoke):
+    exp = experiment.check(smoke, "smoke")
+    place = {"domain": "point_mass_maze", "agent": "fb"}
+    one, two = (json.loads(exp.stage("adapt", **place, method=m)) for m in ("lola", "lola-short"))
+    assert (one.pop("label"), two.pop("label")) == ("lola", "lola-short")
+    settings = {"states": 2, "latents": 4}
+    assert one.pop("method") == {"name": "lola", "settings": {**settings, "horizon": 5}}
+    assert two.pop("method") == {"name": "lola", "settings": {**settings, "horizon": 3}}
+    assert one == two
+    codes = {m: exp.code("adapt", **place, method=m) for m in exp.methods}
+    assert codes["lola"] == codes["lola-short"]
+    assert len(set(codes.values())) == len(codes) - 1
+
+
+def test_a_method_may_say_that_it_is_itself(smoke):
+    before = jobs(experiment.check(smoke, "smoke"))
+    smoke["methods"]["lola"]["method"] = "lola"
+    after = jobs(experiment.check(smoke, "smoke"))
+    assert {key for key in before if before[key] != after[key]} == {("report",)}
+
+
+def test_a_selection_runs_the_same_jobs_of_fewer_methods(smoke):
+    del smoke["claims"]
+    everything = jobs(experiment.check(smoke, "smoke"))
+    smoke["select"] = ["lola-short", "zero-shot"]
+    exp = experiment.check(smoke, "smoke")
+    assert list(exp.methods) == ["zero-shot", "lola-short"]  # in the order of the methods
+    selected = jobs(exp)
+    assert {key[-1] for key in selected if key[0] == "adapt"} == {"zero-shot", "lola-short"}
+    changed = {key[0] for key in selected if selected[key] != everything[key]}
+    assert changed == {"plot", "report"}  # it shows the paths of another method
+
+
+@pytest.mark.parametrize(
+    ("methods", "shown"),
+    [
+        (["zero-shot", "td3", "lola"], "lola"),
+        (["zero-shot", "td3", "lola-short"], "lola-short"),
+        (["zero-shot"], "zero-shot"),
+    ],
+)
+def test_where_one_method_is_shown_it_is_lola_or_the_first_that_learns(smoke, methods, shown):
+    del smoke["claims"]
+    smoke["select"] = methods
+    exp = experiment.check(smoke, "smoke")
+    plot = exp.stage("plot", domain="point_mass_maze", agent="fb")
+    assert json.loads(plot)["method"] == shown
+
+
+@pytest.mark.parametrize("name", ["first", "2nd_try", "a.b-c"])
+def test_a_name_is_no_setting_of_any_job(smoke, name):
+    before = jobs(experiment.check(smoke, "smoke"))
+    assert jobs(experiment.check({**smoke, "name": name}, "smoke")) == before
 
 
 # the same of the code
@@ -140,11 +237,14 @@ JOBS = {
     "pretrain": {"envs": "point_mass_maze", "agents": "fb"},
     "infer": {"envs": "point_mass_maze", "agents": "fb"},
     "probe": {"envs": "point_mass_maze", "agents": "fb"},
+    "diagnose": {"envs": "point_mass_maze", "agents": "fb"},
+    "describe": {"envs": "point_mass_maze", "agents": "fb"},
     **{
         f"adapt {method}": {"envs": "point_mass_maze", "agents": "fb", "adaptation": method}
-        for method in plugins.names("adaptation")
+        for method in ("zero-shot", "lola", "rela", "td3")
     },
     "tabulate": {},
+    "judge": {},
     "plot": {"envs": "point_mass_maze", "agents": "fb"},
     "report": {},
 }
@@ -179,8 +279,7 @@ def test_digests_of_the_copy_are_those_that_the_rules_carry(tree, smoke):
         wildcards = {
             "collect": {"domain": "point_mass_maze"},
             "coverage": {"domain": "point_mass_maze"},
-            "tabulate": {},
-            "report": {},
+            **{name: {} for name in ("tabulate", "judge", "report")},
             "adapt": {**place, "method": method[0] if method else ""},
         }
         assert exp.code(stage, **wildcards.get(stage, place)) == digest
@@ -188,7 +287,7 @@ def test_digests_of_the_copy_are_those_that_the_rules_carry(tree, smoke):
 
 ADAPTATIONS = {job for job in JOBS if job.startswith("adapt")}
 OFF_POLICY = {"adapt rela", "adapt td3"}
-AGENT = {"pretrain", "infer", "probe", *ADAPTATIONS}
+AGENT = {"pretrain", "infer", "probe", "diagnose", *ADAPTATIONS}
 RETURN = "    return sqrt_2\n"
 
 
@@ -200,16 +299,21 @@ RETURN = "    return sqrt_2\n"
         ("adaptation/off_policy.py", OFF_POLICY),
         ("data/persistent_random.py", {"collect"}),
         ("stages/collect.py", {"collect"}),
-        ("stages/infer.py", {"infer", "probe", *ADAPTATIONS}),
+        ("adaptation/diagnosis.py", {"diagnose"}),
+        ("stages/infer.py", {"infer", "probe", "diagnose", *ADAPTATIONS}),
         ("stages/probe.py", {"probe"}),
+        ("stages/diagnose.py", {"diagnose"}),
+        ("stages/judge.py", {"judge"}),
+        ("report/verdicts.py", {"judge"}),
+        ("stages/describe.py", {"describe"}),
+        ("agents/card.py", {"describe"}),
         ("stages/adapt.py", ADAPTATIONS),
     ],
 )
 def test_an_edit_reaches_only_the_jobs_that_use_the_module(tree, name, jobs):
-    path = tree / "bfmpipe" / name
-    last = path.read_text().rstrip("\n").splitlines()[-1]
-    edit = f"{last}\n\n\nEDITED = 1"
-    assert edited(tree, f"bfmpipe/{name}", last, edit) & (set(JOBS) - {"plot"}) == jobs
+    text = (tree / "bfmpipe" / name).read_text()
+    edit = f"{text}\n\nEDITED = 1\n"
+    assert edited(tree, f"bfmpipe/{name}", text, edit) & (set(JOBS) - {"plot"}) == jobs
 
 
 def test_an_edit_of_a_comment_reaches_no_job(tree):
@@ -221,7 +325,7 @@ def test_an_edit_of_a_kernel_reaches_the_jobs_that_call_it(tree):
     (name,) = (path.name for path in (tree / "csrc" / "cpu").glob("leave_one_out*.cpp"))
     changed = edited(tree, f"csrc/cpu/{name}", "\n", "\n// faster\n")
     assert "adapt lola" in changed
-    assert not changed & {"collect", "tabulate", "report"}
+    assert not changed & {"collect", "tabulate", "judge", "report"}
 
 
 def test_an_edit_of_the_maze_reaches_what_simulates_it(tree):
@@ -246,8 +350,60 @@ MISTAKES = [
         setting(*DOMAIN, "settings", "dt", value=1),
         "domains: domain point_mass_maze: dt is not a setting",
     ),
-    (setting("agents", "bf", value={}), "agents: no 'bf' in bfmpipe.agents; it has fb"),
-    (setting("methods", "lloa", value={}), "methods: no 'lloa' in bfmpipe.adaptation; it has lola"),
+    (setting("agents", "bf", value={}), "agents: no 'bf' in bfmpipe.agents; it has "),
+    (setting("methods", "lloa", value={}), "methods: no 'lloa' in bfmpipe.adaptation; it has "),
+    (
+        setting("methods", "lola-long", value={"method": "lloa"}),
+        "methods: no 'lloa' in bfmpipe.adaptation; it has ",
+    ),
+    (
+        setting("methods", "lola-long", value={"horizon": 9}),
+        "methods: no 'lola-long' in bfmpipe.adaptation; it has ",
+    ),
+    (
+        setting("methods", "lola-long", value={"method": "lola", "horzon": 9}),
+        "methods.lola-long.horzon is not a setting; did you mean horizon?",
+    ),
+    (
+        setting("methods", "lola-long", value={"method": {"name": "lola"}}),
+        "methods.lola-long.method must be the name of a method",
+    ),
+    (
+        setting("methods", "zero-shot", value={"method": "lola"}),
+        "methods.zero-shot: a variant of lola needs a name of its own; zero-shot is another",
+    ),
+    (
+        setting("methods", "random", value={"method": "lola"}),
+        "methods.random: a variant of lola needs a name of its own; random is another policy's",
+    ),
+    (setting("methods", "LoLA 2", value={"method": "lola"}), "methods.LoLA 2"),
+    (setting("methods", value={"lola": {}}), "methods: zero-shot is missing; every table"),
+    (
+        setting("select", value=["zero-shot", "lloa"]),
+        "select: no method lloa; there are zero-shot, lola, lola-short, rela, td3",
+    ),
+    (setting("select", value=["lola"]), "select: zero-shot is missing; every table compares"),
+    (setting("select", value="lola"), "select: 'lola' is text, not a list"),
+    (
+        setting("select", value=["zero-shot", "lola"]),
+        "claims.horizon: the method lola-short is not run; there are zero-shot, lola",
+    ),
+    (setting("claims", "gain", "kind", value="gian"), "claims.gain.kind: 'gian' is not a choice"),
+    (setting("claims", "gain", "br", value=1), "claims.gain.br is not a setting"),
+    (setting("claims", "gain", "bar", value="5"), "claims.gain.bar: '5' is text, not a number"),
+    (setting("claims", "gain", "method", value=""), "claims.gain: gain needs 'method', a method"),
+    (setting("claims", "horizon", "than", value=""), "claims.horizon: better needs 'than'"),
+    (setting("claims", value=["gain"]), "claims: ['gain'] is a list, not a mapping"),
+    (setting("diagnose", "starts", value=2), "diagnose.starts: 2 should be greater than or equal"),
+    (setting("diagnose", "sample", value=2), "diagnose.sample is not a setting; did you mean"),
+    (setting("name", value="../x"), "name: "),
+    (setting("name", value=".."), "name: "),
+    (setting("name", value="a/b"), "name: "),
+    (setting("name", value="tables"), "name: results/smoke/tables holds other files; choose"),
+    (
+        setting("name", value="point_mass_maze"),
+        "name: results/smoke/point_mass_maze holds other files; choose another name",
+    ),
     (setting("methods", "lola", "horzon", value=1), "methods.lola.horzon is not a setting"),
     (
         setting("collect", "explorer", value="random"),

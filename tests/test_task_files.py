@@ -42,7 +42,10 @@ def settings(exp, stage):
     return json.loads(exp.stage(stage, **place))
 
 
-STAGES = ("collect", "pretrain", "infer", "probe", "adapt", "tabulate", "plot", "report")
+STAGES = (
+    *("collect", "pretrain", "infer", "probe", "diagnose", "adapt", "describe", "tabulate"),
+    *("judge", "plot", "report"),
+)
 
 
 def test_the_path_is_relative_to_the_experiment_and_jobs_find_it_where_they_run(directory):
@@ -62,7 +65,11 @@ def test_an_absolute_path_is_that(directory):
 @pytest.mark.parametrize(
     ("old", "new", "stages"),
     [
-        ("0]", "1]", {"infer", "probe", "adapt", "plot", "report"}),
+        (
+            "0]",
+            "1]",
+            {"pretrain", "infer", "probe", "diagnose", "adapt", "describe", "plot", "report"},
+        ),
         ("    return", "    # to the right\n    return", set()),
     ],
 )

@@ -27,6 +27,18 @@ CAPTIONS = {
         "that it is not flattered by the choice. The open diamond is the dot that the model itself "
         "values most: no environment step was spent to find it.",
     ),
+    "diagnosis": (
+        "Foretold and gained",
+        "Each dot is one task of one seed: what could be said of it before adapting, against the "
+        "change of its return by the end of the budget. In turn: the return of zero-shot; the "
+        "share of the reward's variance over the data that no weights w on the features can fit, "
+        "and that the inferred ones leave; how far the inferred latent z is from the nearest that "
+        "the data give, on which the policy was trained; and, over start states, how well the "
+        "model's own value Q of zero-shot orders the discounted returns, and their ratio. A ratio "
+        "far from one says that the frozen values are miscalibrated, which off-policy methods "
+        "inherit. The rank correlation of a panel says how well it foretells the gain; with few "
+        "dots it is a weak statement.",
+    ),
     "trajectories": (
         "Paths through the maze",
         "Evaluation episodes of the run with the lowest seed (chosen by no result) before and "
@@ -46,7 +58,33 @@ CAPTIONS = {
         "What the agent reported while it trained, one line a seed. The seeds should agree; a loss "
         "that turns upwards while q keeps climbing is how such models diverge.",
     ),
+    "evaluations": (
+        "Zero-shot return during pretraining",
+        "Each dot is the zero-shot return of the model as it stood, on start states of the "
+        "training's own: neither those of the reported evaluation nor of any method. See whether "
+        "more updates would still help, and whether the seeds agree.",
+    ),
+    "spectrum": (
+        "Spectrum of the features",
+        "Eigenvalues of E[φ φᵀ] over states of the data. A reward is seen through these features: "
+        "directions whose eigenvalue is near zero carry none of it, so a line that falls early is "
+        "a model of fewer features than it has numbers. The effective rank, the exponential of "
+        "the eigenvalues' entropy, says how many.",
+    ),
+    "q_values": (
+        "Expected and received",
+        "Each dot is one task of one seed at the end of pretraining: the model's own value of its "
+        "zero-shot policy at the start states against the discounted return of those episodes. "
+        "Dots above the dashed line are overestimated; those below often lie there because the "
+        "features cannot tell a small target from what is around it. Returns stop at an episode's "
+        "end and values do not, so even an exact model lies a little above the line where episodes "
+        "are short for the discount. The rank correlation says how well values order the start "
+        "states of a task.",
+    ),
 }
+
+TRAINING = ("training", "evaluations", "spectrum", "q_values")
+"""The figures of pretraining, which have a section of their own."""
 
 
 def caption(name: str, confidence: str) -> tuple[str, str]:

@@ -8,9 +8,9 @@ import yaml
 
 from bfmpipe.report import captions, html, style, timing
 from bfmpipe.report.html import Markup, interval, number, tag
-from bfmpipe.report.rows import Columns, distinct, select
+from bfmpipe.report.rows import Columns, count, distinct, select
 from bfmpipe.report.runs import ZERO_SHOT
-from bfmpipe.report.tabulation import BEST_OF_N, RANDOM
+from bfmpipe.report.tabulation import BEST_OF_N, PREDICTED, RANDOM
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Results:
     title: str
     summary: Columns
     best_of: Columns
+    verdicts: Columns
     confidence: float
     figures: Mapping[str, Sequence[tuple[str, bytes]]]
     experiment: Mapping[str, Any]
@@ -60,9 +61,10 @@ class Results:
 def compose(results: Results) -> str:
     """The whole page."""
     sections = [
+        *([("Claims", _claims(results))] if count(results.verdicts) else []),
         ("Results at a glance", _glance(results)),
         ("Protocol", _protocol(results)),
-        ("Figures", _figures(results, lambda name: name != "training")),
+        ("Figures", _figures(results, lambda name: name not in captions.TRAINING)),
         ("Tables", _tables(results)),
         ("Training", _training(results)),
         ("Cost", _cost(results)),
@@ -85,7 +87,7 @@ def _lede(results: Results) -> str:
     methods = [
         style.name(m)
         for m in dict.fromkeys(r["method"] for r in results.rows)
-        if m not in (ZERO_SHOT, RANDOM, BEST_OF_N)
+        if m not in (ZERO_SHOT, RANDOM, BEST_OF_N, PREDICTED)
     ]
     seeds = max(row["seeds"] for row in results.rows)
     adapted = f"then adapted to each task by {_listed(methods)}" if methods else "not adapted"
@@ -102,6 +104,39 @@ def _banner(results: Results) -> Markup:
     many = f"{len(results.alarms)} of {_many(results.trainings, 'training')}"
     link = tag("a", "Training", href=f"#{html.anchor('Training')}")
     return tag("p", f"The divergence alarm rang in {many}: see ", link, ".", class_="alarm")
+
+
+_SAID = {
+    "gain": "gain over zero-shot, %; bar: at least {}, and its interval above 0",
+    "monotone": "largest fall between evaluations, standard errors; bar: at most {}",
+    "no_drop": "initial drop, %; bar: at most {}",
+    "drop": "initial drop, %; bar: at least {}",
+    "smaller_drop": "initial drop over that of the other; bar: at most {}",
+    "better": "difference of final means, % of zero-shot; bar: its interval above {}",
+    "area": "difference of areas under the curves, % of zero-shot; bar: its interval above {}",
+    "best_of_n": "gain of the best over zero-shot, %; bar: above {}, and its interval above 0",
+    "compute": "CPU time of the other over the method's; bar: at least {}",
+}
+
+
+def _claims(results: Results) -> Iterable[Markup]:
+    """The verdicts: what was claimed, what was measured, and whether it held."""
+    names = ("statement", "domain", "agent", "family", "kind", "bar", "figure", "low", "high")
+    rows = []
+    for *place, held in zip(
+        *(results.verdicts[name].tolist() for name in (*names, "held")), strict=True
+    ):
+        statement, domain, agent, family, kind, bar, figure, low, high = place
+        measured = html.interval(figure, low, high) if low == low else html.number(figure, 2)
+        where = f"{domain}, {agent}, {family}"
+        verdict = "held" if held else "not held" if figure == figure else "not known"
+        rows.append((statement, where, _SAID[kind].format(f"{bar:g}"), measured, verdict))
+    yield html.table(("claim", "where", "figure and bar", "measured", "verdict"), rows, words=3)
+    yield tag(
+        "p",
+        f"Intervals are {results.mass} stratified bootstraps over the seeds of each task.",
+        class_="note",
+    )
 
 
 def _glance(results: Results) -> Iterable[Markup]:
@@ -300,7 +335,7 @@ def _training(results: Results) -> Iterable[Markup]:
         yield tag("p", f"The divergence alarm rang in none of {many}.")
     else:
         yield tag("p", "No table of losses was given.")
-    yield from _figures(results, lambda name: name == "training")
+    yield from _figures(results, lambda name: name in captions.TRAINING)
 
 
 def _cost(results: Results) -> Iterable[Markup]:
@@ -379,7 +414,10 @@ def _provenance(results: Results) -> Iterable[Markup]:
     yield html.table(("stage", "digest of the code it can reach"), results.digests.items(), words=2)
 
 
-_STAGES = ("collect", "coverage", "pretrain", "infer", "probe", "adapt", "tabulate", "plot")
+_STAGES = (
+    *("collect", "coverage", "pretrain", "infer", "probe", "diagnose", "adapt", "describe"),
+    *("tabulate", "judge", "plot"),
+)
 
 
 def _pipeline_order(job: timing.Job) -> tuple[int, str]:

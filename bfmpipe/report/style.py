@@ -40,7 +40,10 @@ _METHODS: dict[str, tuple[str, str, Any]] = {
     "opti": ("OpTI", SKY, "-"),
     "hybrid": ("hybrid", PINK, "-."),
     "random-search": ("random search", SKY, "-."),
+    "rela-safe": ("safe ReLA", ORANGE, "--"),
+    "amortised": ("amortised", GREY, "-."),
 }
+_VARIANTS = (":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 3)), (0, (5, 2, 1, 2, 1, 2)))
 _SPARE = (AMBER, SKY, PINK, BLUE, ORANGE, GREEN)
 
 _SETTINGS = {
@@ -87,26 +90,42 @@ def figure(width: float, height: float) -> Figure:
 
 
 def name(method: str) -> str:
-    """A method as figures and pages call it."""
-    return _METHODS[method][0] if method in _METHODS else method
+    """A method as figures and pages call it; a variant by its method and what is added to it."""
+    known = _known(method)
+    if known == method:
+        return _METHODS[method][0]
+    return f"{_METHODS[known][0]} ({method.removeprefix(known)[1:]})" if known else method
 
 
 def colour(method: str) -> str:
-    """A method's colour, the same in every figure."""
-    if method in _METHODS:
-        return _METHODS[method][1]
-    return _SPARE[zlib.crc32(method.encode()) % len(_SPARE)]
+    """A method's colour, the same in every figure; a variant has its method's."""
+    known = _known(method)
+    return _METHODS[known][1] if known else _SPARE[zlib.crc32(method.encode()) % len(_SPARE)]
 
 
 def line(method: str) -> Any:
     """A method's line style."""
-    return _METHODS[method][2] if method in _METHODS else "-."
+    known = _known(method)
+    if known == method:
+        return _METHODS[method][2]
+    return _VARIANTS[zlib.crc32(method.encode()) % len(_VARIANTS)] if known else "-."
 
 
 def ordered(methods: Iterable[str]) -> list[str]:
-    """Methods in the order of legends, unknown ones last and by name."""
+    """Methods in the order of legends, variants after theirs, unknown ones last and by name."""
     order = list(_METHODS)
-    return sorted(methods, key=lambda m: (order.index(m) if m in order else len(order), m))
+
+    def place(method: str) -> tuple[int, str]:
+        known = _known(method)
+        return (order.index(known) if known else len(order), method)
+
+    return sorted(methods, key=place)
+
+
+def _known(method: str) -> str:
+    """The method that this is, or is a variant of by its name; "" if of none."""
+    known = [m for m in _METHODS if method == m or method.startswith(f"{m}-")]
+    return max(known, key=len, default="")
 
 
 def words(identifier: str) -> str:

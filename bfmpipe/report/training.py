@@ -1,7 +1,8 @@
 """Figure: what pretraining reported, one panel a quantity, one line a seed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -30,7 +31,7 @@ def draw(losses: Mapping[int, Columns], alarms: Mapping[int, int]) -> Figure:
     grid = figure.subplots(tall, wide, squeeze=False, sharex=True)
     for axes, name in zip(grid.ravel(), names, strict=False):
         for i, (seed, table) in enumerate(losses.items()):
-            look = {"color": _COLOURS[i % len(_COLOURS)], "lw": 1.2}
+            look = {"color": colour(i), "lw": 1.2}
             if name in table:
                 axes.plot(table["update"] / 1000, table[name], **look)
             if seed in alarms:
@@ -41,11 +42,26 @@ def draw(losses: Mapping[int, Columns], alarms: Mapping[int, int]) -> Figure:
     for axes in grid.ravel()[max(0, len(names) - wide) : len(names)]:
         axes.set_xlabel("updates, thousands")
         axes.tick_params(labelbottom=True)
-    handles = [
-        Line2D([], [], color=_COLOURS[i % len(_COLOURS)], label=f"seed {seed}")
-        for i, seed in enumerate(losses)
-    ]
-    if alarms:
-        handles.append(Line2D([], [], color=style.BLACK, ls=":", label="divergence alarm"))
+    handles = [*of_seeds(losses), *of_alarms(alarms)]
     style.legend(figure, handles, min(len(handles), 6))
     return figure
+
+
+def colour(i: int) -> str:
+    """Of the i-th seed, the same in all figures of the training."""
+    return _COLOURS[i % len(_COLOURS)]
+
+
+def of_seeds(seeds: Iterable[int], **look: Any) -> list[Line2D]:
+    """A legend's handles of the seeds."""
+    return [
+        Line2D([], [], color=colour(i), label=f"seed {seed}", **look)
+        for i, seed in enumerate(seeds)
+    ]
+
+
+def of_alarms(alarms: Mapping[int, int]) -> list[Line2D]:
+    """A legend's handle of the alarm, if it rang."""
+    if not alarms:
+        return []
+    return [Line2D([], [], color=style.BLACK, ls=":", label="divergence alarm")]

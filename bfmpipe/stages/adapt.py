@@ -29,6 +29,8 @@ class Adapt(Config):
     agent: str
     tasks: Families
     method: Plugin
+    label: str = ""
+    """What the method is called in the tables, if not by its module's name."""
     episodes: int = Field(ge=1)
     """Budget a task, in episodes' worth of environment steps."""
     every: int = Field(ge=1)
@@ -41,6 +43,7 @@ def adapt(
     cfg: Adapt, *, model: Path, dataset: Path, latents: Path, curves: Path, trajectories: Path
 ) -> None:
     """Spend the budget of every task, evaluating on the way; store curves and paths."""
+    label = cfg.label or cfg.method.name
     pretrained = api.load(model)
     domain = pretrained.domain
     tasks = cfg.tasks.tasks(domain)
@@ -57,7 +60,7 @@ def adapt(
         seed=cfg.seed,
     )
     points: list[Evaluated] = []
-    name = f"adapt {cfg.method.name} {cfg.agent} seed {cfg.seed}"
+    name = f"adapt {label} {cfg.agent} seed {cfg.seed}"
     budget = cfg.episodes * domain.config.episode_steps
     with progress(budget, name, "step") as bar:
         for point in evaluations:
@@ -86,7 +89,7 @@ def _curves(
     columns: dict[str, Any] = {
         "domain": [cfg.domain] * rows,
         "agent": [cfg.agent] * rows,
-        "method": [cfg.method.name] * rows,
+        "method": [cfg.label or cfg.method.name] * rows,
         "seed": np.full(rows, cfg.seed),
         "family": [task.family for task in tasks] * len(points),
         "task": [task.name for task in tasks] * len(points),

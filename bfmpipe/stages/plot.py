@@ -1,6 +1,6 @@
 """Stage plot: the figures of one domain and agent, each as PDF and PNG."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,18 @@ from bfmpipe.report import (
     coverage_map,
     curves_aggregate,
     curves_per_task,
+    evaluations,
     improvement,
+    q_values,
+    spectrum,
     style,
     training,
     trajectories,
 )
+from bfmpipe.report import diagnosis as diagnosis_figure
 from bfmpipe.report.alarm import diverged_at
 from bfmpipe.report.rows import Columns, concatenate, count, distinct, select
+from bfmpipe.report.runs import ZERO_SHOT
 from bfmpipe.stages.sections import Families
 from bfmpipe.types import UserError
 
@@ -50,13 +55,17 @@ def plot(
     probe: list[Path],
     trajectories: list[Path],
     losses: list[Path],
+    evaluations: list[Path],
+    spectrum: list[Path],
     coverage: list[Path],
+    diagnosis: list[Path],
     figures: Path,
 ) -> None:
     """Draw all figures of one domain and agent into a directory, as PDF and PNG.
 
-    Without probes there is no best_of_n, without losses no training, and trajectories are those
-    of the maze. `coverage` is the domain's table of that name, or nothing.
+    Without probes there is no best_of_n, without a table of the training no figure of it, without
+    one of a diagnosis none of that, and trajectories are those of the maze. `coverage` is the
+    domain's table of that name, or nothing.
     """
     points = _here(cfg, read_table(curves, "curves")[0])
     if count(points) == 0:
@@ -75,12 +84,10 @@ def plot(
         drawn["best_of_n"] = best_of_n.draw(probes, points, cfg.method)
     if cfg.domain == MAZE and trajectories:
         drawn["trajectories"] = _paths(cfg, trajectories, points)
-    trained = [t for t in read_losses(losses) if (t.domain, t.agent) == (cfg.domain, cfg.agent)]
-    if trained:
-        drawn["training"] = training.draw(
-            {t.seed: t.losses for t in trained},
-            {t.seed: t.diverged_at for t in trained if t.diverged_at is not None},
-        )
+    known = _diagnoses(cfg, diagnosis)
+    if count(known) and cfg.method != ZERO_SHOT and count(select(points, method=cfg.method)):
+        drawn["diagnosis"] = diagnosis_figure.draw(known, points, cfg.method)
+    drawn |= _training(cfg, losses, evaluations, spectrum)
     for path in coverage:
         cells = read_table(path, "coverage")[0]
         if count(cells):
@@ -90,6 +97,40 @@ def plot(
             with replacing(figures / f"{name}.{kind}") as path:
                 style.save(figure, path, kind=kind, dpi=cfg.dpi)
     print(f"{figures}: {len(drawn)} figures")
+
+
+def _training(
+    cfg: Plot, losses: list[Path], evaluated: list[Path], spectra: list[Path]
+) -> Mapping[str, Figure]:
+    """The figures of pretraining."""
+    drawn = {}
+    trained = [t for t in read_losses(losses) if (t.domain, t.agent) == (cfg.domain, cfg.agent)]
+    alarms = {t.seed: t.diverged_at for t in trained if t.diverged_at is not None}
+    if trained:
+        drawn["training"] = training.draw({t.seed: t.losses for t in trained}, alarms)
+    scores, features = (
+        {seed: table for *place, seed, table in found if place == [cfg.domain, cfg.agent]}
+        for found in (_of_seeds(evaluated, "evaluations"), _of_seeds(spectra, "spectrum"))
+    )
+    scores = {seed: table for seed, table in scores.items() if count(table)}
+    if any(len(distinct(table, "update")) > 1 for table in scores.values()):
+        drawn["evaluations"] = evaluations.draw(scores, alarms)
+    if scores:
+        drawn["q_values"] = q_values.draw(scores)
+    if features:
+        drawn["spectrum"] = spectrum.draw(features)
+    return drawn
+
+
+def _of_seeds(paths: list[Path], kind: str) -> list[tuple[str, str, int, Columns]]:
+    """Tables of one kind by rising seed; whose they are is in their provenance."""
+    found = []
+    for path in paths:
+        table, origin = read_table(path, kind)
+        settings = origin.settings
+        (seed,) = settings["seeds"]
+        found.append((settings["domain"]["name"], settings["agent"]["name"], seed, table))
+    return sorted(found, key=lambda one: one[:3])
 
 
 @dataclass(frozen=True)
@@ -105,13 +146,7 @@ class Trained:
 
 def read_losses(paths: list[Path]) -> list[Trained]:
     """Tables of losses by rising seed; whose they are is in their provenance."""
-    found = []
-    for path in paths:
-        losses, origin = read_table(path, "losses")
-        settings = origin.settings
-        place = settings["domain"]["name"], settings["agent"]["name"], settings["seed"]
-        found.append(Trained(*place, losses, diverged_at(losses)))
-    return sorted(found, key=lambda trained: (trained.domain, trained.agent, trained.seed))
+    return [Trained(*found, diverged_at(found[-1])) for found in _of_seeds(paths, "losses")]
 
 
 def _here(cfg: Plot, columns: Columns) -> Columns:
@@ -121,6 +156,11 @@ def _here(cfg: Plot, columns: Columns) -> Columns:
 def _probes(cfg: Plot, paths: list[Path]) -> Columns:
     names = ("domain", "agent", "seed", "family", "task", "policy", "index", "mean")
     return _here(cfg, concatenate([read_table(path, "probe")[0] for path in paths], names))
+
+
+def _diagnoses(cfg: Plot, paths: list[Path]) -> Columns:
+    tables = [read_table(path, "diagnosis")[0] for path in paths]
+    return _here(cfg, concatenate(tables, tuple(tables[0]) if tables else ("domain", "agent")))
 
 
 def _covered(cfg: Plot, cells: Columns) -> Figure:
@@ -168,5 +208,6 @@ def _trajectories(cfg: Plot, files: list[Path]) -> Iterator[tuple[int, Columns]]
     for path in files:
         table, origin = read_table(path, "trajectories")
         settings = origin.settings
-        if (settings["domain"], settings["agent"], settings["method"]["name"]) == wanted:
+        label = settings.get("label") or settings["method"]["name"]
+        if (settings["domain"], settings["agent"], label) == wanted:
             yield settings["seed"], table

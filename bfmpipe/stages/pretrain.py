@@ -1,27 +1,64 @@
-"""Stage pretrain: train a behavioural foundation model on a data set."""
+"""Stage pretrain: train a behavioural foundation model on a data set.
 
+While it trains, and at the end, the model is looked at as it stands: the spectrum of its features;
+and where tasks are given zero-shot inference of each, its return, and the model's own value of that
+policy beside the discounted return of the same episodes. This draws nothing from the training's
+generators, and the episodes start where neither the reported evaluation nor any method does:
+whoever chooses by it chooses by no result.
+"""
+
+import copy
 import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from bfmpipe import plugins
-from bfmpipe.agents import save_model
-from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig, divergence
+from bfmpipe.adaptation.base import Problem, act_by_latent
+from bfmpipe.adaptation.protocol import Evaluation
+from bfmpipe.agents import Model, save_model
+from bfmpipe.agents.event_files import EventFiles
+from bfmpipe.agents.event_files import check as check_tensorboard
+from bfmpipe.agents.learner import Learner
+from bfmpipe.agents.losses import covariance
+from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig
 from bfmpipe.config import Config, parse
 from bfmpipe.data import transitions
-from bfmpipe.data.tables import write_table
-from bfmpipe.envs import make_domain
+from bfmpipe.data.tables import Provenance, open_table, write_table
+from bfmpipe.envs import Domain, make_domain
 from bfmpipe.envs.batched import threads
+from bfmpipe.envs.domain import Task
 from bfmpipe.files import file_digest
+from bfmpipe.inference import reward
+from bfmpipe.inference.reward import Inference, Latent
+from bfmpipe.inference.spectrum import effective_rank
+from bfmpipe.metrics.correlation import rank_correlation
 from bfmpipe.progress import progress
-from bfmpipe.stages.sections import Plugin, provenance
+from bfmpipe.stages.sections import Families, Plugin, provenance
+from bfmpipe.types import Array, UserError
 
 _KINDS = {"update": pa.int64(), "alarm": pa.bool_()}
+EVALUATION_KINDS = {
+    "update": pa.int64(),
+    "family": pa.string(),
+    "task": pa.string(),
+    "mean": pa.float64(),  # return of an episode
+    "standard_error": pa.float64(),
+    "q_predicted": pa.float64(),  # the model's own value at the start states, in reward units
+    "q_monte_carlo": pa.float64(),  # the same episodes' return with the model's discount
+    "q_correlation": pa.float64(),  # of the two over the start states; NaN where one is constant
+    "episodes": pa.int32(),
+}
+"""Columns of the table of evaluations."""
+_TRAINING = 0x7EA1  # sets these random numbers apart from everybody else's
+_SPECTRUM_STATES = 10_000
 
 
 class Pretrain(Config):
@@ -30,28 +67,59 @@ class Pretrain(Config):
     domain: Plugin
     agent: Plugin
     trainer: TrainerConfig
-    seed: int = Field(ge=0)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    """One model each. Several are trained as one batched model, each as it would be alone but for
+    rounding."""
+    tasks: Families = Families(families={})
+    """What the model is evaluated on; without any, only its spectrum is found out."""
+    inference: Inference = Inference()
+    evaluation: Evaluation = Evaluation()
+    """Of the model as it trains, at start states of its own."""
+    tensorboard: bool = False
+    """Write event files beside the losses, in `tensorboard`; no artifact depends on them."""
 
 
-def pretrain(cfg: Pretrain, *, dataset: Path, model: Path, losses: Path) -> None:
-    """Train a model; a run that was interrupted goes on where its last checkpoint stands.
+def pretrain(
+    cfg: Pretrain,
+    *,
+    dataset: Path,
+    model: list[Path],
+    losses: list[Path],
+    evaluations: list[Path],
+    spectrum: list[Path],
+) -> None:
+    """Train a model a seed; what was interrupted goes on where its last checkpoint stands.
 
-    Writes `model`, a directory with config.json and model.safetensors, and a table of `losses`.
+    Writes, one a seed: `model`, a directory with config.json and model.safetensors, and the
+    tables `losses`, `evaluations` and `spectrum`.
     """
-    data = transitions.read(dataset, ("obs", "action"))
+    files = {"model": model, "losses": losses, "evaluations": evaluations, "spectrum": spectrum}
+    for name, paths in files.items():
+        if len(paths) != len(cfg.seeds):
+            raise UserError(f"{len(paths)} paths of {name} for {len(cfg.seeds)} seeds; one each")
+    if cfg.tensorboard:
+        check_tensorboard()
+    data = transitions.read(dataset)
     domain = make_domain(cfg.domain.name, cfg.domain.settings)
     transitions.check_domain(data, domain)
+    tasks = cfg.tasks.tasks(domain)
     module = plugins.load("agents", cfg.agent.name)
     config = parse(module.Config, cfg.agent.settings, f"agent {cfg.agent.name}")
-    torch.manual_seed(cfg.seed)  # of the initial weights
-    generator = torch.Generator().manual_seed(cfg.seed)
-    agent = module.Agent(config, domain.obs_dim, domain.action_dim, generator)
     obs = torch.from_numpy(np.asarray(data.obs))  # all of them, in memory, only here
-    agent.model.obs_mean.copy_(obs.mean(0))
-    agent.model.obs_std.copy_(obs.std(0).clamp_min(1e-6))
+    mean, std = obs.mean(0), obs.std(0).clamp_min(1e-6)
     del obs
+    agents, generators = [], []
+    for seed in cfg.seeds:
+        torch.manual_seed(seed)  # of the initial weights
+        generators.append(torch.Generator().manual_seed(seed))
+        agents.append(module.Agent(config, domain.obs_dim, domain.action_dim))
+        agents[-1].model.obs_mean.copy_(mean)
+        agents[-1].model.obs_std.copy_(std)
 
-    origin = provenance("losses", "pretrain", cfg, agents=cfg.agent.name, envs=cfg.domain.name)
+    # event files change no byte of what has a provenance
+    silent = cfg.model_copy(update={"tensorboard": False})
+    used = {"agents": cfg.agent.name, "envs": cfg.domain.name}
+    origin = provenance("losses", "pretrain", silent, **used)
     identity = {
         "settings": origin.settings,
         "code": origin.code,
@@ -59,50 +127,277 @@ def pretrain(cfg: Pretrain, *, dataset: Path, model: Path, losses: Path) -> None
         "dataset": file_digest(dataset),
         "threads": threads(),  # sums in another order are other bytes
     }
+    index = data.index_of(config.stride)
     trainer = Trainer(
-        agent=agent,
+        learner=Learner(agents, generators, cfg.trainer),
         data=Data(
             data.obs,
             data.action,
-            torch.from_numpy(data.index_of(config.stride)),
+            torch.from_numpy(index),
             config.stride,
+            torch.from_numpy(data.last_of(config.stride)),
         ),
-        batch=config.batch,
         config=cfg.trainer,
-        generator=generator,
         identity=identity,
     )
-    checkpoint = model.parent / f".{model.name}.checkpoint.safetensors"
-    name = f"pretrain {cfg.agent.name} seed {cfg.seed}"
-    with progress(cfg.trainer.updates, name, "update") as bar:
-        trainer.run(checkpoint, bar.update)
+    watched = [
+        (seed, Watch.of(cfg, seed, domain, tasks, data, index + config.stride))
+        for seed in cfg.seeds
+    ]
+    for (_, watch), agent in zip(watched, agents, strict=True):
+        if tasks:
+            watch.infer(still(agent.model))  # better now than at the end, where a task cannot be
+    trainer.evaluate = lambda update: [
+        {"seed": seed, "update": update, **watch(agent.model)}
+        for (seed, watch), agent in zip(watched, agents, strict=True)
+    ]
+    checkpoint = model[0].parent / f".{model[0].name}.checkpoint.safetensors"
+    _run(cfg, trainer, checkpoint, model)
 
-    diverged = trainer.diverged_at
-    if diverged is not None:
-        print(
-            f"warning: {model}: the loss turned at update {diverged} while Q kept climbing, which "
-            "is how FB diverges; look at the training curves, and lower target_tau or updates",
-            file=sys.stderr,
-        )
-    # in an order of its own: a resumed training has its rows from JSON, whose keys are sorted
-    names = ["update", *sorted(trainer.losses[0].keys() - {"update"})]
-    columns: dict[str, list[Any]] = {name: [row[name] for row in trainer.losses] for name in names}
-    columns["alarm"] = divergence(trainer.losses, cfg.trainer.divergence_margin)
-    kinds = {name: _KINDS.get(name, pa.float64()) for name in columns}
-    shape = pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds.items()])
-    write_table(losses, shape, columns, origin)
-    card = {
+    common = {
         "agent": cfg.agent.name,
+        "paper": (module.__doc__ or cfg.agent.name).splitlines()[0].rstrip(".:"),
         "domain": domain.name,
         "domain_settings": domain.config.model_dump(mode="json"),
         "trainer": cfg.trainer.model_dump(mode="json"),
-        "seed": cfg.seed,
         "transitions": len(data.index),
         "dataset_sha256": identity["dataset"],
-        "diverged_at": diverged,
+        "explorer": _explorer(dataset),
         "code": origin.code,
         "versions": dict(origin.versions),
     }
-    save_model(model, agent.model, card)
+    for i, (seed, agent) in enumerate(zip(cfg.seeds, agents, strict=True)):
+        settings, card = {**origin.settings, "seeds": [seed]}, {**common, "seed": seed}
+        if len(cfg.seeds) > 1:
+            settings["seeds_together"] = card["seeds_together"] = list(cfg.seeds)
+        of_seed = replace(origin, settings=settings)
+        looks = [look for look in trainer.evaluations if look["seed"] == seed]
+        _write_losses(losses[i], trainer, i, of_seed)
+        _write_evaluations(evaluations[i], looks, of_seed)
+        _write_spectrum(spectrum[i], looks, of_seed)
+        last = looks[-1]
+        card["diverged_at"] = trainer.diverged_at(i)
+        card["effective_rank"] = last["effective_rank"]
+        names = ("family", "task", "mean", "standard_error", "episodes")
+        if tasks:
+            card["zero_shot"] = [{name: row[name] for name in names} for row in last["tasks"]]
+        save_model(model[i], agent.model, card)
+        if card["diverged_at"] is not None:
+            print(
+                f"warning: {model[i]}: {agent.watched_loss} turned at update "
+                f"{card['diverged_at']} while q kept climbing, which is how such models diverge; "
+                "look at the training curves, and lower the learning rates, target_tau or updates",
+                file=sys.stderr,
+            )
+        means = [row["mean"] for row in last["tasks"]]
+        scored = f", zero-shot return {np.mean(means):.1f}" if means else ""
+        print(f"{model[i]}: {cfg.agent.name} after {cfg.trainer.updates:,} updates{scored}")
     checkpoint.unlink(missing_ok=True)
-    print(f"{model}: {cfg.agent.name} after {cfg.trainer.updates:,} updates")
+
+
+def _run(cfg: Pretrain, trainer: Trainer, checkpoint: Path, models: list[Path]) -> None:
+    seeds = f"seed{'s' * (len(cfg.seeds) > 1)} {', '.join(map(str, cfg.seeds))}"
+    with ExitStack() as stack:
+        bar = stack.enter_context(
+            progress(cfg.trainer.updates, f"pretrain {cfg.agent.name} {seeds}", "update")
+        )
+        events = [EventFiles(path.parent / "tensorboard") for path in models if cfg.tensorboard]
+        for files in events:
+            stack.callback(files.close)
+
+        def report(made: int) -> None:
+            bar.update(made)
+            for seed, losses, files in zip(cfg.seeds, trainer.losses, events, strict=False):
+                looks = [look for look in trainer.evaluations if look["seed"] == seed]
+                files.write(losses, list(map(_scalars, looks)))
+
+        trainer.run(checkpoint, report)
+        report(0)
+
+
+def _scalars(look: dict[str, Any]) -> dict[str, float]:
+    found = {"update": look["update"], "effective_rank": look["effective_rank"]}
+    for row in look["tasks"]:
+        for name in ("mean", "q_predicted", "q_monte_carlo"):
+            found[f"{name}/{row['family']}/{row['task']}"] = row[name]
+    return found
+
+
+def _explorer(dataset: Path) -> str | None:
+    """Who explored a data set, if it says so."""
+    file, origin = open_table(dataset, transitions.KIND)
+    file.close()
+    explorer = origin.settings.get("explorer")
+    return explorer.get("name") if isinstance(explorer, dict) else None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Evaluates a model as it stands, and leaves it so; see the module.
+
+    obs (n, obs_dim) and reward (T, n): the sample that tasks are inferred from, that of the stage
+    infer; states (m, obs_dim): of the data, for the spectrum; starts: (episodes, physics_dim).
+    """
+
+    domain: Domain
+    tasks: list[Task]
+    inference: Inference
+    obs: Tensor
+    reward: Tensor
+    states: Tensor
+    starts: Array
+
+    @classmethod
+    def of(
+        cls,
+        cfg: Pretrain,
+        seed: int,
+        domain: Domain,
+        tasks: list[Task],
+        data: transitions.Transitions,
+        reached: Array,
+    ) -> "Watch":
+        """Draw the samples; `reached` are the rows of the data that training leads to."""
+
+        def sample(n: int, rng: np.random.Generator) -> Array:
+            return np.sort(rng.choice(reached, min(n, len(reached)), replace=False))
+
+        rows = sample(cfg.inference.samples, np.random.default_rng(seed))
+        rng = np.random.default_rng([cfg.evaluation.seed, _TRAINING])
+        starts = domain.start_states(cfg.evaluation.episodes, rng)
+        physics, action = data.physics[rows], data.action[rows - 1]
+        rewards = np.empty((len(tasks), len(rows)))
+        for i, task in enumerate(tasks):
+            rewards[i] = domain.relabel(task, physics, action)
+        return cls(
+            domain,
+            tasks,
+            cfg.inference,
+            torch.from_numpy(data.obs[rows]),
+            torch.from_numpy(rewards),
+            torch.from_numpy(data.obs[sample(_SPECTRUM_STATES, np.random.default_rng(_TRAINING))]),
+            starts,
+        )
+
+    @torch.no_grad()
+    def infer(self, model: Model) -> Latent:
+        """w and z of every task, (T, d)."""
+        found = []
+        for task, rewards in zip(self.tasks, self.reward, strict=True):
+            try:
+                found.append(reward.infer(model, self.obs, rewards, self.inference))
+            except UserError as error:
+                raise UserError(f"task {task}: {error}") from error
+        return Latent(*(torch.stack(column) for column in zip(*found, strict=True)))
+
+    @torch.no_grad()
+    def __call__(self, live: Model) -> dict[str, Any]:
+        """What a checkpoint can hold: `tasks`, a row each, `eigenvalues` and `effective_rank`."""
+        model = still(live)
+        eigenvalues = spectrum_of(model.phi(self.states))
+        return {
+            "tasks": self.score(model) if self.tasks else [],
+            "eigenvalues": eigenvalues.tolist(),
+            "effective_rank": effective_rank(eigenvalues),
+        }
+
+    def score(self, model: Model) -> list[dict[str, Any]]:
+        """Returns and values of every task, as the table of evaluations has them."""
+        w, z = self.infer(model)
+        nowhere = np.empty((0, self.domain.physics_dim))
+        problem = Problem(self.domain, model, self.tasks, w, z, 0, nowhere, threads())
+        rewards, values = _play(problem, self.starts)
+        episode_steps, _, episodes = rewards.shape
+        returns = rewards.sum(0)
+        discounted = np.tensordot(model.discount ** np.arange(episode_steps), rewards, 1)
+        values += (self.left_out(model, w) / (1 - model.discount))[:, None]
+        return [
+            {
+                "family": task.family,
+                "task": task.name,
+                "mean": returns[i].mean().item(),
+                "standard_error": (returns[i].std(ddof=1) / np.sqrt(episodes)).item(),
+                "q_predicted": values[i].mean().item(),
+                "q_monte_carlo": discounted[i].mean().item(),
+                "q_correlation": rank_correlation(values[i], discounted[i]),
+                "episodes": episodes,
+            }
+            for i, task in enumerate(self.tasks)
+        ]
+
+    def left_out(self, model: Model, w: Tensor) -> Array:
+        """The constant (T,) by which a task's reward differs from what w (T, d) stands for.
+
+        Least squares leaves the mean of its residual; a centred expectation that of the reward.
+        """
+        mean = self.reward.mean(-1)
+        if self.inference.of(model) == "least-squares":
+            return (mean - w.double() @ model.phi(self.obs).double().mean(0)).numpy()
+        return (mean if self.inference.centred else torch.zeros_like(mean)).numpy()
+
+
+def still(model: Model) -> Model:
+    """A frozen copy in the processor's memory."""
+    return copy.deepcopy(model).cpu().requires_grad_(False).eval()
+
+
+def _play(problem: Problem, starts: Array) -> tuple[Array, Array]:
+    """Rewards (episode_steps, T, episodes) of playing z, and q (T, episodes) at the starts."""
+    model, z, tasks, episodes = problem.model, problem.z, len(problem.tasks), len(starts)
+    env = problem.env(episodes)
+    obs = env.reset(np.tile(starts, (tasks, 1)))
+    rewards = np.empty((problem.domain.config.episode_steps, tasks, episodes))
+    for step in range(len(rewards)):
+        x = torch.from_numpy(obs)
+        action = act_by_latent(model, x.unflatten(0, (tasks, episodes)), z).flatten(0, 1)
+        if step == 0:
+            rows = (v.repeat_interleave(episodes, 0) for v in (z, problem.w))
+            values = model.q(x, action, *rows).double().view(tasks, episodes).numpy()
+        obs = env.step(action.numpy())
+        rewards[step] = problem.reward(env, action.numpy())
+    return rewards, values
+
+
+def spectrum_of(phi: Tensor) -> Tensor:
+    """Eigenvalues (d,) of E[phi phi^T], not centred, falling; phi is (n, d)."""
+    return torch.linalg.eigvalsh(covariance(phi.double())).flip(0).clamp_min(0)
+
+
+def _write_losses(path: Path, trainer: Trainer, i: int, origin: Provenance) -> None:
+    # in an order of its own: a resumed training has its rows from JSON, whose keys are sorted
+    rows = trainer.losses[i]
+    names = ["update", *sorted(rows[0].keys() - {"update"})]
+    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in names}
+    columns["alarm"] = trainer.alarm(i)
+    kinds = {name: _KINDS.get(name, pa.float64()) for name in columns}
+    _write(path, "losses", kinds, columns, origin)
+
+
+def _write_evaluations(path: Path, looks: list[dict[str, Any]], origin: Provenance) -> None:
+    """One row an evaluation and task."""
+    rows = [{"update": look["update"], **row} for look in looks for row in look["tasks"]]
+    columns = {name: [row[name] for row in rows] for name in EVALUATION_KINDS}
+    _write(path, "evaluations", EVALUATION_KINDS, columns, origin)
+
+
+def _write_spectrum(path: Path, looks: list[dict[str, Any]], origin: Provenance) -> None:
+    """One row an evaluation."""
+    d = len(looks[0]["eigenvalues"])
+    kinds = {
+        "update": pa.int64(),
+        "eigenvalues": pa.list_(pa.float64(), d),
+        "effective_rank": pa.float64(),
+    }
+    columns = {name: [look[name] for look in looks] for name in kinds}
+    _write(path, "spectrum", kinds, columns, origin)
+
+
+def _write(
+    path: Path,
+    kind: str,
+    kinds: dict[str, pa.DataType],
+    columns: dict[str, Any],
+    origin: Provenance,
+) -> None:
+    shape = pa.schema([pa.field(name, k, nullable=False) for name, k in kinds.items()])
+    write_table(path, shape, columns, replace(origin, kind=kind))

@@ -66,12 +66,16 @@ class Checkout:
         return subprocess.CompletedProcess(process.args, process.returncode, output)
 
     def config(self, path: Path, **changed: Any) -> Path:
-        """Write configs/smoke.yaml with some sections, or settings of sections, changed."""
+        """Write configs/smoke.yaml with some sections, or settings of sections, changed.
+
+        A section that is None is left out.
+        """
         sections = yaml.safe_load((self.top / "configs" / "smoke.yaml").read_text())
         for name, value in changed.items():
             merged = {**sections[name], **value} if isinstance(value, dict) else value
             sections[name] = merged
-        path.write_text(yaml.safe_dump(sections))
+        kept = {name: section for name, section in sections.items() if section is not None}
+        path.write_text(yaml.safe_dump(kept))
         return path
 
     def edit(self, name: str, old: str, new: str) -> str:
@@ -128,8 +132,8 @@ def planned(output: str) -> list[str]:
 def plan(checkout):
     """A function: the jobs that snakemake would run in a directory."""
 
-    def dry_run(directory, **options):
-        done = checkout.run(directory, dry_run=True, **options)
+    def dry_run(directory, *targets, **options):
+        done = checkout.run(directory, *targets, dry_run=True, **options)
         assert done.returncode == 0, done.stdout
         return planned(done.stdout)
 

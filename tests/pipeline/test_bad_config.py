@@ -15,7 +15,8 @@ pytestmark = pytest.mark.slow
             "agents.fb.learning_rate: '1e-4' is text, not a number (YAML reads 1e-4 as a string; "
             "write 1.0e-4)",
         ),
-        ("lola:", "lloa:", "methods: no 'lloa' in bfmpipe.adaptation; it has lola"),
+        (" lola:", " lloa:", "methods: no 'lloa' in bfmpipe.adaptation; it has "),
+        ("bar: 5", "br: 5", "claims.gain.br is not a setting; did you mean bar?"),
     ],
 )
 def test_a_mistake_is_one_sentence_without_a_traceback(checkout, tmp_path, old, new, said):

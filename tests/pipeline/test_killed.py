@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 # Enough work that the kill comes long before the end.
 LONGER = {
     "seeds": [0],
-    "pretrain": {"updates": 1500, "checkpoint_every": 100},
+    "pretrain": {"updates": 1500, "checkpoint_every": 100, "evaluate_every": 500},
     "adapt": {"episodes": 1000, "every": 100},
 }
 RUN = Path("results/smoke/point_mass_maze/fb/seed0")

@@ -11,7 +11,11 @@ from bfmpipe.report import (
     coverage_map,
     curves_aggregate,
     curves_per_task,
+    diagnosis,
+    evaluations,
     improvement,
+    q_values,
+    spectrum,
     style,
     tabulation,
     training,
@@ -168,6 +172,156 @@ def test_training():
     assert alarms == [3]
 
 
+def evaluated(seed):
+    """Two tasks of reach and one of precise, twice; a value is 1 above its discounted return."""
+    rows = [
+        (update, family, task, size + update / 1000 + 2 * seed, got + 1, got)
+        for update in (1000, 3000)
+        for family, task, size in (
+            ("reach", "top_left", 10.0),
+            ("reach", "top_right", 30.0),
+            ("precise", "top_left", 5.0),
+        )
+        for got in [size + seed + (update - 3000) / 1000]
+    ]
+    names = ("update", "family", "task", "mean", "q_predicted", "q_monte_carlo")
+    table = {name: np.array([row[i] for row in rows]) for i, name in enumerate(names)}
+    return {**table, "q_correlation": np.where(table["family"] == "reach", 0.25, np.nan)}
+
+
+def drawn(axes, colour):
+    return [line for line in axes.get_lines() if line.get_color() == colour]
+
+
+def test_evaluations():
+    figure = evaluations.draw({0: evaluated(0), 3: evaluated(1)}, {3: 2000})
+    reach, precise = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["reach (2 tasks)", "precise (1 task)"]
+    (first,) = drawn(reach, style.BLUE)
+    np.testing.assert_allclose(first.get_xdata(), [1, 3])
+    np.testing.assert_allclose(first.get_ydata(), [21, 23])  # mean of 10 and 30, and updates
+    second, alarm = drawn(reach, style.ORANGE)
+    np.testing.assert_allclose(second.get_ydata(), [23, 25])
+    assert list(alarm.get_xdata()) == [2, 2]
+    (mean,) = drawn(precise, style.BLACK)
+    np.testing.assert_allclose(mean.get_ydata(), [7, 9])
+    assert legend(figure) == ["seed 0", "seed 3", "mean over the seeds", "divergence alarm"]
+
+
+def test_evaluations_of_one_seed_or_at_different_updates_have_no_mean():
+    figure = evaluations.draw({0: evaluated(0)}, {})
+    assert legend(figure) == ["seed 0"]
+    later = {name: column[:3] for name, column in evaluated(1).items()}
+    figure = evaluations.draw({0: evaluated(0), 1: later}, {})
+    assert not drawn(figure.axes[0], style.BLACK)
+
+
+def test_spectrum():
+    table = {
+        "update": np.array([1000, 3000]),
+        "eigenvalues": np.array([[3.0, 1.0, 0.0], [2.0, 1.0, 0.5]]),
+        "effective_rank": np.array([1.8, 2.6]),
+    }
+    only = {name: column[1:] for name, column in table.items()}
+    figure = spectrum.draw({0: table, 1: only})
+    (axes,) = figure.axes
+    first, last = drawn(axes, style.BLUE)
+    np.testing.assert_allclose(last.get_ydata(), [2, 1, 0.5])
+    np.testing.assert_allclose(first.get_ydata(), [3, 1, 2e-8])  # zero cannot stand on the axis
+    assert axes.get_yscale() == "log"
+    assert len(drawn(axes, style.ORANGE)) == 1
+    assert axes.get_title() == "features after 3,000 updates"
+    assert legend(figure) == [
+        "seed 0: effective rank 2.6 of 3",
+        "seed 1: effective rank 2.6 of 3",
+        "after 1,000 updates",
+    ]
+
+
+def test_q_values():
+    figure = q_values.draw({0: evaluated(0), 1: evaluated(1)})
+    reach, precise = figure.axes
+    dots = [line for line in reach.get_lines() if len(line.get_xdata()) == 1]
+    found = sorted((line.get_xdata()[0], line.get_ydata()[0]) for line in dots)
+    assert found == [(10, 11), (11, 12), (30, 31), (31, 32)]  # of the last update only
+    (identity,) = drawn(reach, style.GREY)
+    np.testing.assert_array_equal(identity.get_xdata(), identity.get_ydata())
+    assert reach.get_xlim() == reach.get_ylim()
+    assert reach.get_title() == "reach\nrank correlation over starts 0.25"
+    assert precise.get_title() == "precise"  # where it is not known, none is given
+    assert legend(figure) == ["top left", "top right", "value = return"]
+
+
+@pytest.fixture
+def diagnosed(tables):
+    """A row a task and seed, and of a task that was not adapted to."""
+    keys = [("reach", "reach_top_left"), ("reach", "reach_top_right")]
+    keys += [("precise", "reach_top_left"), ("precise", "reach_bottom_right"), ("far", "away")]
+    rows = [(*key, seed, i / 10, 0.5, 2.0**i) for i, key in enumerate(keys) for seed in (0, 1)]
+    names = ("family", "task", "seed", "residual", "mismatch", "q_scale")
+    table = {name: np.array([row[i] for row in rows]) for i, name in enumerate(names)}
+    unknown = np.where(table["task"] == "reach_top_left", np.nan, table["residual"])
+    return {**table, "extrapolation": -table["residual"], "q_correlation": unknown}
+
+
+@pytest.fixture
+def gains(tables):
+    """Curves in which LoLA's gain on precise/bottom_right is 50, else 30."""
+    curves = {name: column.copy() for name, column in tables["curves"].items()}
+    last = (curves["method"] == "lola") & (curves["task"] == "reach_bottom_right")
+    curves["mean"][last & (curves["env_steps"] == curves["env_steps"].max())] += 20
+    return curves
+
+
+def test_what_was_said_beforehand_is_joined_with_the_gain(diagnosed, gains):
+    found = diagnosis.joined(diagnosed, gains, "lola")
+    assert (
+        found["task"].tolist()
+        == np.repeat(
+            ["reach_top_left", "reach_top_right", "reach_top_left", "reach_bottom_right"], 2
+        ).tolist()
+    )
+    assert found["seed"].tolist() == [0, 1] * 4
+    assert found["zero_shot"].tolist() == [60, 61, 40, 41, 10, 11, 20, 21]
+    assert found["gain"].tolist() == [30] * 6 + [50] * 2
+    assert found["residual"].tolist() == [0, 0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3]
+
+
+def test_the_correlation_with_the_gain_is_that_of_ranks(diagnosed, gains):
+    found = diagnosis.correlations(diagnosis.joined(diagnosed, gains, "lola"))
+    # ranks 0.5, 2.5, 4.5, 6.5 (twice each) against 2.5 (six times) and 6.5 (twice), less 3.5
+    rank = 2 * (3 + 1 - 1 + 9) / np.sqrt(2 * (9 + 1 + 1 + 9) * (6 + 2 * 9))
+    assert found["residual"] == pytest.approx(rank)
+    assert found["q_scale"] == pytest.approx(rank)
+    assert found["extrapolation"] == pytest.approx(-rank)
+    assert np.isnan(found["mismatch"])  # the same everywhere
+    assert found["q_correlation"] == pytest.approx(1)  # of the two tasks where it is known
+
+
+def test_diagnosis(diagnosed, gains):
+    figure = diagnosis.draw(diagnosed, gains, "lola")
+    titles = dict(zip(diagnosis.QUANTITIES, figure.axes, strict=True))
+    residual = titles["residual"]
+    dots = [line for line in residual.get_lines() if line.get_linestyle() == "None"]
+    assert [list(line.get_xdata()) for line in dots] == [[0, 0, 0.1, 0.1], [0.2, 0.2, 0.3, 0.3]]
+    assert [list(line.get_ydata()) for line in dots] == [[30] * 4, [30, 30, 50, 50]]
+    assert residual.get_xlabel() == diagnosis.QUANTITIES["residual"]
+    assert residual.get_title() == "rank correlation +0.77"
+    assert titles["extrapolation"].get_title() == "rank correlation −0.77"
+    assert titles["mismatch"].get_title() == "rank correlation unknown"
+    assert titles["q_scale"].get_xscale() == "log"
+    assert titles["extrapolation"].get_xscale() == "linear"
+    assert figure.axes[0].get_ylabel() == "gain in return by LoLA"
+    assert legend(figure) == ["reach", "precise"]
+
+
+def test_returns_that_are_not_all_positive_have_no_logarithm(diagnosed, gains):
+    diagnosed["q_scale"][0] = -1
+    figure = diagnosis.draw(diagnosed, gains, "lola")
+    figure.draw_without_rendering()
+    assert figure.axes[list(diagnosis.QUANTITIES).index("q_scale")].get_xscale() == "linear"
+
+
 @pytest.mark.parametrize("kind", ["png", "pdf"])
 def test_files_are_reproducible(tables, kind, tmp_path):
     for name in ("a", "b"):
@@ -188,6 +342,15 @@ def test_methods_unknown_to_the_style_have_one_colour_and_their_name():
     assert style.colour("new-method") == style.colour("new-method")
     assert style.name("new-method") == "new-method"
     assert style.ordered(["new-method", "td3", "zero-shot"]) == ["zero-shot", "td3", "new-method"]
+
+
+def test_a_variant_stands_by_its_method():
+    assert style.colour("lola-short") == style.colour("lola")
+    assert style.name("lola-short") == "LoLA (short)"
+    assert style.name("lola-a") == "LoLA-A"
+    assert style.line("lola-short") != style.line("lola")
+    names = ["rela", "lola-short", "lola", "zero-shot"]
+    assert style.ordered(names) == ["zero-shot", "lola", "lola-short", "rela"]
 
 
 def test_a_family_without_a_method_leaves_a_gap(tables):

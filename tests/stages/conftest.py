@@ -6,11 +6,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from bfmpipe.adaptation.diagnosis import Diagnosis
 from bfmpipe.data.tables import Provenance, write_table
+from bfmpipe.stages.pretrain import EVALUATION_KINDS
 
 DOMAIN, AGENT = "point_mass_maze", "fb"
 VERSIONS = {"numpy": "2.0"}
 STARTS = {("reach", "reach_top_left"): 60.0, ("precise", "reach_bottom_right"): 20.0}
+CLAIMS = {
+    "gain": {"kind": "gain", "statement": "LoLA doubles <returns>.", "method": "lola", "bar": 100},
+    "safe": {"kind": "no_drop", "statement": "TD3 does not drop.", "method": "td3", "bar": 20},
+}
 SHAPES = {"zero-shot": [0], "lola": [0, 10, 20, 20, 30], "td3": [0, -10, -5, 0, 5]}
 
 
@@ -21,6 +27,9 @@ def runs(tmp_path):
         "adaptation": [],
         "probe": [],
         "losses": [],
+        "evaluations": [],
+        "spectrum": [],
+        "diagnosis": [],
         "trajectories": [],
         "coverage": [_coverage(tmp_path)],
     }
@@ -30,6 +39,9 @@ def runs(tmp_path):
             files["trajectories"].append(_trajectories(tmp_path, method, seed))
         files["probe"].append(_probe(tmp_path, seed))
         files["losses"].append(_losses(tmp_path, seed))
+        files["evaluations"].append(_evaluations(tmp_path, seed))
+        files["spectrum"].append(_spectrum(tmp_path, seed))
+        files["diagnosis"].append(_diagnosis(tmp_path, seed))
     return files
 
 
@@ -115,16 +127,53 @@ def _losses(directory, seed):
         "ortho_loss": [5.0, 4.0, 3.0, 2.0, 1.0],
         "q": [1.0, 2.0, 3.0, 4.0, 5.0],
     }
-    settings = {
+    path = directory / f"losses-{seed}.parquet"
+    return _write(path, "losses", columns, _TYPES, _trained(seed))
+
+
+def _trained(seed):
+    return {
         "domain": {"name": DOMAIN, "settings": {}},
         "agent": {"name": AGENT, "settings": {}},
         "trainer": {"divergence_margin": 0.2},
-        "seed": seed,
+        "seeds": [seed],
     }
-    return _write(directory / f"losses-{seed}.parquet", "losses", columns, _TYPES, settings)
 
 
-def _trajectories(directory, method, seed):
+def _evaluations(directory, seed):
+    rows = [
+        (update, family, task, start + seed - (5000 - update) / 200, 1.0, 8.0, 7.0, 0.5, 2)
+        for update in (2000, 5000)
+        for (family, task), start in STARTS.items()
+    ]
+    columns = _table(tuple(EVALUATION_KINDS), rows)
+    path = directory / f"evaluations-{seed}.parquet"
+    return _write(path, "evaluations", columns, EVALUATION_KINDS, _trained(seed))
+
+
+def _spectrum(directory, seed):
+    columns = {
+        "update": [2000, 5000],
+        "eigenvalues": np.array([[3.0, 0.1, 0.01], [2.0, 1.0, 0.5]]),
+        "effective_rank": [1.2, 2.6],
+    }
+    types = {**_TYPES, "eigenvalues": pa.list_(pa.float64(), 3), "effective_rank": pa.float64()}
+    path = directory / f"spectrum-{seed}.parquet"
+    return _write(path, "spectrum", columns, types, _trained(seed))
+
+
+def _diagnosis(directory, seed):
+    rows = [
+        (DOMAIN, AGENT, seed, family, task, 2.6, 0.3, 0.6, 0.1 * i + seed, 0.5, 0.9 + i)
+        for i, (family, task) in enumerate(STARTS)
+    ]
+    columns = _table(("domain", "agent", "seed", "family", "task", *Diagnosis._fields), rows)
+    types = {**_TYPES, **dict.fromkeys(Diagnosis._fields, pa.float64())}
+    path = directory / f"diagnosis-{seed}.parquet"
+    return _write(path, "diagnosis", columns, types, {"seed": seed})
+
+
+def _trajectories(directory, method, seed, label=""):
     rows = [
         (family, task, phase, episode, step, (-0.2 + 0.01 * step, 0.2, 0.0, 0.0))
         for family, task in STARTS
@@ -139,18 +188,34 @@ def _trajectories(directory, method, seed):
         "domain": DOMAIN,
         "agent": AGENT,
         "method": {"name": method, "settings": {}},
+        "label": label,
         "seed": seed,
     }
-    path = directory / "adapt" / f"{method}-{seed}.trajectories.parquet"
+    path = directory / "adapt" / f"{label or method}-{seed}.trajectories.parquet"
     return _write(path, "trajectories", columns, types, settings)
 
 
 @pytest.fixture
+def variant(tmp_path):
+    """A table of trajectories of LoLA under another name."""
+    return _trajectories(tmp_path, "lola", 0, label="lola-short")
+
+
+@pytest.fixture
 def results(runs, tmp_path):
-    """The files of `runs`, and the tables that stage tabulate makes of them."""
+    """The files of `runs`, and the tables that stages tabulate and judge make of them."""
+    from bfmpipe.stages.judge import Judge, judge
     from bfmpipe.stages.tabulate import Tabulate, tabulate
 
     names = ("curves", "aggregate", "summary", "best_of")
     tables = {name: tmp_path / "tables" / f"{name}.parquet" for name in names}
     tabulate(Tabulate(replicates=200), adaptation=runs["adaptation"], probe=runs["probe"], **tables)
-    return {**runs, **tables}
+    verdicts = tmp_path / "tables" / "verdicts.parquet"
+    judge(
+        Judge(claims=CLAIMS),
+        curves=tables["curves"],
+        best_of=tables["best_of"],
+        benchmarks=tmp_path / "missing",
+        verdicts=verdicts,
+    )
+    return {**runs, **tables, "verdicts": verdicts}

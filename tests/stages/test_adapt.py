@@ -1,11 +1,10 @@
-"""Stage adapt: curves and paths of every method, paired at the start, within the budget."""
+"""Stage adapt: curves and paths of any method, paired at the start, within the budget."""
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bfmpipe import plugins
 from bfmpipe.data.tables import read_table
 from bfmpipe.types import UserError
 
@@ -46,10 +45,6 @@ def curves(files):
     return {method: read_table(file, "adaptation")[0] for method, (file, _) in files.items()}
 
 
-def test_every_method_is_tried_here():
-    assert set(METHODS) == set(plugins.names("adaptation"))
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_files_have_the_declared_schemas(files, method):
     name, number = pa.string(), pa.float64()
@@ -80,6 +75,16 @@ def test_the_provenance_names_the_method_and_its_settings(files, method):
     for file, kind in zip(files[method], ("adaptation", "trajectories"), strict=True):
         _, origin = read_table(file, kind)
         assert origin.settings["method"] == {"name": method, "settings": METHODS[method]}
+
+
+def test_a_variant_has_the_numbers_of_its_method_under_its_own_name(tiny, files, curves, tmp_path):
+    file, _ = adapt(tiny, tmp_path, "lola", label="lola-short")
+    table, origin = read_table(file, "adaptation")
+    assert set(table.pop("method")) == {"lola-short"}
+    assert all(np.array_equal(column, curves["lola"][name]) for name, column in table.items())
+    _, plain = read_table(files["lola"][0], "adaptation")
+    assert origin.settings == {**plain.settings, "label": "lola-short"}
+    assert origin.code == plain.code
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,29 +1,46 @@
-"""Stage pretrain: model, card and losses, and what is refused."""
+"""Stage pretrain: models, tables of their training, and what is refused."""
 
 import json
+import sys
+import types
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from bfmpipe.agents import load_model, load_tensors
+import bfmpipe
+from bfmpipe.adaptation.protocol import Evaluation, start_states
+from bfmpipe.agents import event_files, load_model, load_tensors
+from bfmpipe.agents.learner import Learner
 from bfmpipe.data import transitions
 from bfmpipe.data.tables import Provenance, read_table
 from bfmpipe.files import file_digest
+from bfmpipe.inference.reward import Inference
+from bfmpipe.metrics.correlation import rank_correlation
+from bfmpipe.stages.pretrain import Watch, spectrum_of
 from bfmpipe.types import UserError
 
-FILES = ("model/config.json", "model/model.safetensors", "losses.parquet")
+MODEL = ("model/config.json", "model/model.safetensors")
+TABLES = ("losses.parquet", "evaluations.parquet", "spectrum.parquet")
+FILES = (*MODEL, *TABLES)
 
 
-def train(tiny, directory, dataset=None, **changed):
+def train(tiny, *directories, dataset=None, **changed):
+    """Train a model a directory."""
+    tables = {
+        name.removesuffix(".parquet"): [directory / name for directory in directories]
+        for name in TABLES
+    }
     tiny.run(
         "pretrain",
         settings=tiny.settings("pretrain", **changed),
         dataset=dataset or tiny.dataset,
-        model=directory / "model",
-        losses=directory / "losses.parquet",
+        model=[directory / "model" for directory in directories],
+        **tables,
     )
 
 
@@ -32,12 +49,13 @@ def trained(tiny, directory, **changed):
     return [(directory / name).read_bytes() for name in FILES]
 
 
-def test_the_card_says_what_the_model_was_made_from(tiny):
+def test_the_config_says_what_the_model_was_made_from(tiny):
     _, card = load_model(tiny.model)
     assert (card["agent"], card["domain"], card["seed"]) == ("fb", "point_mass_maze", 0)
     assert card["domain_settings"] == tiny.domain["settings"]
     assert card["transitions"] == tiny.episodes * tiny.episode_steps
     assert card["dataset_sha256"] == file_digest(tiny.dataset)
+    assert card["explorer"] == "persistent-random"
     assert card["trainer"]["updates"] == 40
     assert card["versions"]["numpy"] == np.__version__
     assert set(card["config"]) > set(tiny.agent["settings"])  # defaults are written out
@@ -66,7 +84,7 @@ def test_losses_have_the_declared_schema_and_one_row_every_log_every_updates(tin
 def test_a_seed_decides_every_byte(tiny, tmp_path):
     expected = [(tiny.model.parent / name).read_bytes() for name in FILES]
     assert trained(tiny, tmp_path / "again") == expected
-    other = trained(tiny, tmp_path / "other", seed=1)
+    other = trained(tiny, tmp_path / "other", seeds=[1])
     assert all(a != b for a, b in zip(other, expected, strict=True))
 
 
@@ -75,14 +93,13 @@ def test_a_data_set_of_compressed_pages_trains_the_same_weights(tiny, tmp_path):
     table = pq.read_table(tiny.dataset).replace_schema_metadata({b"bfmpipe": origin})
     pq.write_table(table, tmp_path / "data.parquet", compression="zstd")
     train(tiny, tmp_path, dataset=tmp_path / "data.parquet")
-    for name in FILES[1:]:
+    for name in ("model/model.safetensors", *TABLES):
         assert (tmp_path / name).read_bytes() == (tiny.model.parent / name).read_bytes()
 
 
-def test_nothing_but_model_and_losses_is_left(tiny, tmp_path):
+def test_nothing_but_model_and_tables_is_left(tiny, tmp_path):
     train(tiny, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"model", "losses.parquet"}
-    assert {p.name for p in (tmp_path / "model").iterdir()} == {"config.json", "model.safetensors"}
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")} == {"model", *FILES}
 
 
 def test_no_updates_past_the_last_row_are_lost(tiny, tmp_path):
@@ -102,14 +119,16 @@ def test_a_training_that_breaks_down_resumes_from_its_checkpoint(tiny, tmp_path)
     # at such a rate float32 overflows a few updates after the first checkpoint
     wild = {**tiny.agent, "settings": {**tiny.agent["settings"], "learning_rate": 1e8}}
     trainer = {"updates": 40, "checkpoint_every": 1, "log_every": 1}
-    with pytest.raises(UserError, match=r"training broke down: '.*' is (nan|inf|-inf) by"):
+    with pytest.raises(
+        UserError, match=r"training broke down: '.*' is (nan|inf|-inf) at update|not finite"
+    ):
         train(tiny, tmp_path, agent=wild, trainer=trainer)
-    assert not (tmp_path / "model").exists()
-    assert not (tmp_path / "losses.parquet").exists()
-    _, header = load_tensors(tmp_path / ".model.checkpoint.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == [".model.checkpoint.safetensors"]
+    tensors, header = load_tensors(tmp_path / ".model.checkpoint.safetensors")
     assert 1 <= header["done"] < 40
     assert header["identity"]["dataset"] == file_digest(tiny.dataset)
     json.dumps(header["losses"], allow_nan=False)  # the last good state
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
 
 
 @pytest.mark.parametrize(
@@ -136,7 +155,21 @@ def test_data_of_another_domain_are_refused(tiny, tmp_path, domain, settings, sa
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"agent": {"name": "bf"}}, "no 'bf' in bfmpipe.agents; it has fb"),
+        ({"agent": {"name": "bf"}}, "no 'bf' in bfmpipe.agents; it has "),
+        (
+            {"agent": {"name": "fb", "settings": {"preset": "wlaker"}}},
+            "agent fb: there is no preset 'wlaker'; valid: ",
+        ),
+        (
+            {"tasks": {"families": {"reach": {"names": ["reach_top"]}}}},
+            "domain point_mass_maze: task family reach: no task 'reach_top'",
+        ),
+        ({"seeds": []}, "pretrain: seeds: has 0 entries, but needs 1 or more"),
+        ({"seeds": [0, 1]}, "1 paths of model for 2 seeds; one each"),
+        (
+            {"tasks": {"families": {"reach": {"names": ["reach_top_left"], "target_size": 1e-9}}}},
+            "task reach/reach_top_left: all 300 rewards in the inference data are zero",
+        ),
         (
             {"agent": {"name": "fb", "settings": {"z_dmi": 8}}},
             "agent fb: z_dmi is not a setting; did you mean z_dim?",
@@ -152,3 +185,284 @@ def test_bad_settings_are_refused_and_nothing_is_written(tiny, tmp_path, changed
         train(tiny, tmp_path, **changed)
     assert said in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+# evaluations while it trains
+
+
+EVERY_20 = {"updates": 40, "checkpoint_every": 20, "log_every": 10, "evaluate_every": 20}
+
+
+def evaluations(directory):
+    return read_table(directory / "evaluations.parquet", "evaluations")[0]
+
+
+def spectrum(directory):
+    return read_table(directory / "spectrum.parquet", "spectrum")[0]
+
+
+@pytest.fixture(scope="module")
+def watched(tiny, tmp_path_factory):
+    """A training that is evaluated twice."""
+    directory = tmp_path_factory.mktemp("watched")
+    train(tiny, directory, trainer=EVERY_20)
+    return directory
+
+
+def test_tables_of_evaluations_have_the_declared_schemas(watched, tiny):
+    found = pq.read_schema(watched / "evaluations.parquet")
+    assert found.names == [
+        *("update", "family", "task", "mean", "standard_error"),
+        *("q_predicted", "q_monte_carlo", "q_correlation", "episodes"),
+    ]
+    assert not any(field.nullable for field in found)
+    table = evaluations(watched)
+    assert table["update"].tolist() == [20, 20, 40, 40]
+    assert table["task"].tolist() == ["reach_top_left", "reach_bottom_right"] * 2
+    assert table["episodes"].tolist() == [4] * 4
+    table, origin = read_table(watched / "spectrum.parquet", "spectrum")
+    assert table["update"].tolist() == [20, 40]
+    assert table["eigenvalues"].shape == (2, 6)
+    assert origin.settings["agent"] == tiny.agent
+    assert evaluations(tiny.model.parent)["update"].tolist() == [40, 40]  # the end always has one
+
+
+def test_an_evaluation_is_that_of_the_inferred_latents_from_starts_of_its_own(tiny):
+    # worked out again from the stage infer's latents, one task and one step at a time
+    pretrained = bfmpipe.load(tiny.model)
+    domain, model = pretrained.domain, pretrained.model
+    latents, _ = read_table(tiny.latents, "latents")
+    starts = domain.start_states(4, np.random.default_rng([0, 0x7EA1]))
+    reported = start_states(domain, Evaluation(episodes=4))
+    assert not np.isin(starts[:, :2], reported[:, :2]).any()  # the others rest
+    tasks = domain.tasks("reach", ["reach_top_left", "reach_bottom_right"], {"target_size": 0.1})
+    table = evaluations(tiny.model.parent)
+    for i, task in enumerate(tasks):
+        z, w = (torch.from_numpy(latents[name][i]) for name in "zw")
+        played = bfmpipe.play(pretrained, z, starts)
+        returns, discounted = np.zeros(4), np.zeros(4)
+        for t, action in enumerate(played.action):
+            rewards = domain.relabel(task, played.physics[t + 1], action)
+            returns += rewards
+            discounted += model.discount**t * rewards
+        values = model.q(
+            torch.from_numpy(played.obs[0]),
+            torch.from_numpy(played.action[0]),
+            z.expand(4, -1),
+            w.expand(4, -1),
+        )
+        assert table["mean"][i] == pytest.approx(returns.mean())
+        assert table["standard_error"][i] == pytest.approx(returns.std(ddof=1) / 2)
+        assert table["q_monte_carlo"][i] == pytest.approx(discounted.mean())
+        assert table["q_predicted"][i] == pytest.approx(values.mean().item(), rel=1e-5)
+        correlation = rank_correlation(values.numpy(), discounted)
+        assert table["q_correlation"][i] == pytest.approx(correlation, nan_ok=True)
+
+
+def test_the_spectrum_is_that_of_the_features_over_the_data(tiny):
+    model, _ = load_model(tiny.model)
+    data = transitions.read(tiny.dataset)
+    phi = model.phi(torch.from_numpy(data.obs[data.index + 1])).double().numpy()
+    expected = np.linalg.svd(phi, compute_uv=False) ** 2 / len(phi)
+    table = spectrum(tiny.model.parent)
+    np.testing.assert_allclose(table["eigenvalues"][-1], expected, rtol=1e-5, atol=1e-9)
+    share = expected / expected.sum()
+    rank = np.exp(-(share * np.log(share)).sum())
+    assert table["effective_rank"][-1] == pytest.approx(rank, rel=1e-5)
+
+
+def test_without_tasks_there_is_the_spectrum_alone(tiny, tmp_path):
+    train(tiny, tmp_path, tasks={"families": {}})
+    one, two = (place / "model.safetensors" for place in (tmp_path / "model", tiny.model))
+    assert one.read_bytes() == two.read_bytes()
+    assert len(evaluations(tmp_path)["update"]) == 0
+    one, two = spectrum(tmp_path), spectrum(tiny.model.parent)
+    assert all(np.array_equal(one[name], two[name]) for name in two)
+    assert "zero_shot" not in load_model(tmp_path / "model")[1]
+    assert [r["mean"] for r in load_model(tiny.model)[1]["zero_shot"]] == (
+        evaluations(tiny.model.parent)["mean"].tolist()
+    )
+
+
+def test_the_spectrum_is_that_of_second_moments_not_of_the_covariance():
+    phi = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    assert spectrum_of(phi).tolist() == [2.0, 0.5]
+
+
+def test_evaluations_change_nothing_of_the_training(watched, tiny):
+    assert (watched / "model" / "model.safetensors").read_bytes() == (
+        tiny.model / "model.safetensors"
+    ).read_bytes()
+    one, two = (read_table(path, "losses")[0] for path in (watched / "losses.parquet", tiny.losses))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    for read in (evaluations, spectrum):
+        one, two = read(watched), read(tiny.model.parent)
+        last = one["update"] == 40
+        assert all(np.array_equal(column[last], two[name]) for name, column in one.items())
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_a_killed_training_has_the_same_evaluations_in_the_end(tiny, tmp_path, monkeypatch, seeds):
+    whole = [tmp_path / f"whole{seed}" for seed in seeds]
+    train(tiny, *whole, trainer=EVERY_20, seeds=seeds)
+    killed = [tmp_path / f"killed{seed}" for seed in seeds]
+    update = Learner.update
+
+    def until_30(self, *arguments, **settings):
+        if self.step == 30:
+            raise KeyboardInterrupt
+        return update(self, *arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "update", until_30)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny, *killed, trainer=EVERY_20, seeds=seeds)
+    _, header = load_tensors(killed[0] / ".model.checkpoint.safetensors")
+    assert [look["update"] for look in header["evaluations"]] == [20] * len(seeds)
+    train(tiny, *killed, trainer=EVERY_20, seeds=seeds)
+    for one, two in zip(whole, killed, strict=True):
+        assert all((one / name).read_bytes() == (two / name).read_bytes() for name in FILES)
+
+
+def test_the_constant_that_weights_leave_out_is_added_to_values():
+    """psi of a reward's mean is unknown to weights that stand for the rest of it."""
+    obs = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    phi = obs - obs.mean(0)
+    w = torch.tensor([1.0, -2.0, 0.5])
+
+    class Centred:
+        inference_weights = "least-squares"
+
+        def phi(self, x):
+            return x - obs.mean(0)
+
+    model = Centred()
+    reward = (phi @ w + 3)[None].double()
+
+    def left_out(**settings):
+        return Watch(None, [], Inference(**settings), obs, reward, obs, None).left_out(
+            model, w[None]
+        )
+
+    np.testing.assert_allclose(left_out(), [3], rtol=1e-6)
+    np.testing.assert_allclose(left_out(weights="expectation"), [0])
+    np.testing.assert_allclose(left_out(weights="expectation", centred=True), [3], rtol=1e-6)
+
+
+# several seeds in one job
+
+
+def test_seeds_trained_together_are_those_trained_alone(tiny, tmp_path):
+    places = [tmp_path / "seed0", tmp_path / "seed1"]
+    train(tiny, *places, seeds=[0, 1], trainer=EVERY_20)
+    for seed, place in enumerate(places):
+        assert {str(p.relative_to(place)) for p in place.rglob("*")} == {"model", *FILES}
+        alone = tmp_path / f"alone{seed}"
+        train(tiny, alone, seeds=[seed], trainer=EVERY_20)
+        one, two = (load_model(directory / "model")[0].state_dict() for directory in (alone, place))
+        for name, tensor in one.items():
+            torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
+        for name in TABLES:
+            kind = name.removesuffix(".parquet")
+            a, origin = read_table(alone / name, kind)
+            b, together = read_table(place / name, kind)
+            assert a.keys() == b.keys()
+            for column in a.keys() - {"family", "task", "q_correlation"}:
+                np.testing.assert_allclose(b[column], a[column], rtol=1e-3, atol=1e-4)
+            assert together.settings == {**origin.settings, "seeds_together": [0, 1]}
+        _, card = load_model(place / "model")
+        assert (card["seed"], card["seeds_together"]) == (seed, [0, 1])
+    weights = [(place / "model" / "model.safetensors").read_bytes() for place in places]
+    assert weights[0] != weights[1]
+
+
+# alarms and damage
+
+
+def test_an_alarm_is_told_in_the_words_of_the_agent(tiny, tmp_path, capsys):
+    # with no margin it rings wherever the loss is not at its minimum
+    trainer = {"updates": 60, "checkpoint_every": 60, "log_every": 1, "divergence_margin": 1e-9}
+    train(tiny, tmp_path, trainer=trainer)
+    columns, _ = read_table(tmp_path / "losses.parquet", "losses")
+    first = columns["update"][columns["alarm"]][0]
+    _, card = load_model(tmp_path / "model")
+    assert card["diverged_at"] == first
+    said = capsys.readouterr().err
+    assert f"warning: {tmp_path / 'model'}: fb_loss turned at update {first} while q kept" in said
+
+
+def test_a_model_of_another_architecture_and_a_damaged_one_are_refused(model_copy, edit_card):
+    _, card = load_model(model_copy)
+    edit_card(config={**card["config"], "hidden_dim": 32})
+    with pytest.raises(UserError, match=r"does not fit config.json: tensor '.*' has shape") as said:
+        load_model(model_copy)
+    assert "\n" not in str(said.value)
+    path = model_copy / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"the contents are not those that were saved"):
+        load_model(model_copy)
+    path.write_bytes(bytes(content[: len(content) // 2]))
+    with pytest.raises(UserError, match="damaged or not a safetensors file"):
+        load_model(model_copy)
+
+
+# TensorBoard
+
+
+def test_without_tensorboard_its_event_files_are_refused_at_the_start(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(UserError, match=r"pip install 'bfmpipe\[tensorboard\]'"):
+        train(tiny, tmp_path, tensorboard=True)
+    assert not list(tmp_path.iterdir())
+
+
+class Writer:
+    """Stands in for torch.utils.tensorboard.SummaryWriter: keeps what it is told."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, directory):
+        directory.mkdir(parents=True)
+        self.directory, self.scalars, self.closed = directory, {}, False
+        self.made.append(self)
+
+    def add_scalar(self, name, value, step):
+        assert (name, step) not in self.scalars
+        self.scalars[name, step] = value
+
+    def close(self):
+        self.closed = True
+
+
+def test_event_files_hold_losses_and_evaluations_and_change_no_byte(
+    tiny, tmp_path, monkeypatch, watched
+):
+    board = types.ModuleType("torch.utils.tensorboard")
+    board.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    monkeypatch.setattr(event_files.importlib.util, "find_spec", lambda name: name)
+    Writer.made.clear()
+    train(tiny, tmp_path, trainer=EVERY_20, tensorboard=True)
+    assert all((tmp_path / name).read_bytes() == (watched / name).read_bytes() for name in FILES)
+    (writer,) = Writer.made
+    assert (writer.directory, writer.closed) == (tmp_path / "tensorboard", True)
+    losses, _ = read_table(tmp_path / "losses.parquet", "losses")
+    for i, update in enumerate(losses["update"].tolist()):
+        assert writer.scalars["losses/fb_loss", update] == losses["fb_loss"][i]
+    table = evaluations(tmp_path)
+    for i, update in enumerate(table["update"].tolist()):
+        name = f"evaluations/mean/reach/{table['task'][i]}"
+        assert writer.scalars[name, update] == table["mean"][i]
+    assert ("evaluations/effective_rank", 40) in writer.scalars
+
+
+def test_tensorboard_reads_the_event_files(tiny, tmp_path, watched):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(tiny, tmp_path, trainer=EVERY_20, tensorboard=True)
+    assert all((tmp_path / name).read_bytes() == (watched / name).read_bytes() for name in FILES)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("losses/fb_loss")] == [10, 20, 30, 40]
+    assert [e.step for e in events.Scalars("evaluations/effective_rank")] == [20, 40]

@@ -1,10 +1,13 @@
 import base64
+import re
 import struct
 import zlib
 from html.parser import HTMLParser
 
+import pyarrow.parquet as pq
 import pytest
 
+from bfmpipe.data.tables import read_table, write_table
 from bfmpipe.stages.report import Report, report
 from bfmpipe.types import UserError
 
@@ -70,6 +73,7 @@ def make(results, figures, tmp_path):
         given = {
             "summary": results["summary"],
             "best_of": results["best_of"],
+            "verdicts": results["verdicts"],
             "figures": figures,
             "benchmarks": tmp_path / "missing",
             "losses": results["losses"],
@@ -101,6 +105,54 @@ def test_says_what_was_found_and_how_it_was_measured(make):
     assert "seeds: [0, 1]" in words
     assert "code-of-losses" in words
     assert "so their time is not known" in words
+
+
+def test_claims_stand_first_with_what_was_measured_and_the_verdict(make):
+    text = make()
+    page = Page(text)
+    assert page.links.index("#claims") < page.links.index("#results-at-a-glance")
+    assert text.index('id="claims"') < text.index('id="results-at-a-glance"')
+    table = re.search(r"<tbody>(.*?)</tbody>", text.split('id="claims"')[1])[1]
+    rows = [Page(row).words for row in re.findall("<tr>.*?</tr>", table)]
+    assert [row.split(".")[0] for row in rows] == [
+        "LoLA doubles <returns>",
+        "TD3 does not drop",
+    ] * 2
+    assert [("reach" in row, row.endswith("not held")) for row in rows] == [
+        (True, True),
+        (True, False),
+        (False, False),
+        (False, True),
+    ]
+    assert "bar: at least 100, and its interval above 0" in rows[0]
+    assert "49.6" in rows[0]
+    assert "49.2 to 50.0" in rows[0]
+    assert rows[1].endswith("16.53held")  # 10 of 60.5, without an interval
+
+
+def test_without_claims_there_is_no_section_of_them(make, results, tmp_path):
+    columns, origin = read_table(results["verdicts"], "verdicts")
+    none = tmp_path / "none.parquet"
+    shape = pq.read_schema(results["verdicts"])
+    write_table(none, shape, {name: column[:0] for name, column in columns.items()}, origin)
+    text = make(verdicts=none)
+    assert "claims" not in Page(text).ids
+    assert "#claims" not in Page(text).links
+
+
+def test_figures_of_the_training_stand_in_its_section(make, figures):
+    names = ("training", "evaluations", "spectrum", "q_values")
+    own = [figures[0].with_name(f"{name}.png") for name in names]
+    for i, path in enumerate(own):
+        path.write_bytes(png(100 + i))
+    text = make(figures=[figures[0], *reversed(own)])
+    before, after = text.split('id="training"')
+    pictures = [base64.b64encode(path.read_bytes()).decode() for path in own]
+    assert base64.b64encode(figures[0].read_bytes()).decode() in before
+    assert not any(picture in before for picture in pictures)
+    places = [after.index(picture) for picture in pictures]
+    assert places == sorted(places)
+    assert "Expected and received" in after
 
 
 def test_a_diverged_training_is_announced(make, results):

@@ -1,0 +1,236 @@
+"""Verdicts on claims: held or not, and by how much, from the tables of results.
+
+A claim is named in the experiment file with what it is about:
+
+    gain          the method ends at least `low` % above zero-shot (figure: improvement in %; held
+                  where also its interval lies above 0)
+    monotone      no consecutive evaluation of the mean curve falls by more than `errors` standard
+                  errors of the fall (figure: the largest fall, in standard errors)
+    no_drop       the initial drop is at most `most` % (figure: the drop)
+    drop          the initial drop is at least `least` % (figure: the drop)
+    smaller_drop  the initial drop is at most `factor` times that of `than` (figure: their ratio)
+    better        the method ends above `than` (figure: difference of means, in % of zero-shot)
+    area          its area under the curve is above that of `than` (figure: the same, of areas)
+    best_of_n     the best played of the data's latents is above zero-shot (figure: gain in %)
+    compute       `than` takes `factor` times the CPU time of the method (figure: the ratio)
+
+Intervals are stratified bootstraps over the seeds of each task, the runs of both methods resampled
+together.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, JsonValue
+
+from bfmpipe.config import Config, parse
+from bfmpipe.metrics.adaptation import area_under_curve, improvement, initial_drop
+from bfmpipe.metrics.aggregate import Axes
+from bfmpipe.report import timing
+from bfmpipe.report.rows import Columns, distinct, select
+from bfmpipe.report.runs import ZERO_SHOT, Runs, gather, gather_like
+from bfmpipe.report.tabulation import Interval, Table
+from bfmpipe.types import Array, UserError
+
+Found = tuple[float, float, float, bool]
+"""Figure, the ends of its interval (NaN where it has none), and whether the claim held."""
+
+_NONE = float("nan")
+
+
+class Claim(Config):
+    """One claim; see the module's docstring."""
+
+    kind: Literal[
+        "gain",
+        "monotone",
+        "no_drop",
+        "drop",
+        "smaller_drop",
+        "better",
+        "area",
+        "best_of_n",
+        "compute",
+    ]
+    statement: str
+    """In words, for the report."""
+    method: str = ""
+    than: str = ""
+    bar: float = 0.0
+    """`low`, `errors`, `most`, `least` or `factor` of the kind; above it by 0 for the others."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that it is about."""
+        return tuple(name for name in (self.method, self.than) if name)
+
+
+_NEEDS_METHOD = {"best_of_n": 0, "better": 2, "area": 2, "smaller_drop": 2, "compute": 2}
+_AT_MOST = ("monotone", "no_drop", "smaller_drop")
+
+
+class Claims(Config):
+    """The claims of an experiment, by name."""
+
+    claims: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
+
+    def parsed(self, methods: Sequence[str], where: str) -> dict[str, Claim]:
+        """The claims, checked.
+
+        Raises:
+            UserError: for a setting that is none, a method that is not run, or one that is missing.
+        """
+        found = {}
+        for name, settings in self.claims.items():
+            at = f"claims.{name}"
+            claim = parse(Claim, settings, where, at=at)
+            needed = _NEEDS_METHOD.get(claim.kind, 1)
+            for key in ("method", "than")[:needed]:
+                if not getattr(claim, key):
+                    raise UserError(f"{where}: {at}: {claim.kind} needs '{key}', a method")
+            for method in claim.methods:
+                if method not in methods:
+                    raise UserError(
+                        f"{where}: {at}: the method {method} is not run; there are "
+                        f"{', '.join(methods)}"
+                    )
+            found[name] = claim
+        return found
+
+
+def verdicts(
+    claims: Mapping[str, Claim],
+    curves: Columns,
+    best_of: Columns,
+    benchmarks: Path,
+    interval: Interval,
+) -> Table:
+    """One row a claim and place (domain, agent, family)."""
+    jobs = timing.read(benchmarks) if any(c.kind == "compute" for c in claims.values()) else []
+    rows: list[dict[str, Any]] = []
+    for domain, agent, family in distinct(curves, "domain", "agent", "family"):
+        place = {"domain": domain, "agent": agent, "family": family}
+        for name, claim in claims.items():
+            figure, low, high, held = _judge(claim, place, curves, best_of, jobs, interval)
+            rows.append(
+                {
+                    **place,
+                    "claim": name,
+                    "statement": claim.statement,
+                    "kind": claim.kind,
+                    "bar": claim.bar,
+                    "figure": figure,
+                    "low": low,
+                    "high": high,
+                    "held": held,
+                }
+            )
+    return {key: [row[key] for row in rows] for key in rows[0]} if rows else {}
+
+
+def _judge(
+    claim: Claim,
+    place: Mapping[str, str],
+    curves: Columns,
+    best_of: Columns,
+    jobs: list[timing.Job],
+    interval: Interval,
+) -> Found:
+    base = gather(curves, **place, method=ZERO_SHOT)
+    zero_shot = base.mean[..., 0]
+    runs = [gather_like(base, curves, **place, method=method) for method in claim.methods]
+    match claim.kind:
+        case "gain":
+            figure, low, high = _gain(zero_shot, runs[0].mean[..., -1], interval)
+            return figure, low, high, bool(figure >= claim.bar and low > 0)
+        case "best_of_n":
+            rows = select(best_of, **place)
+            grid = [[_one(rows, task, seed, "best") for task in base.tasks] for seed in base.seeds]
+            figure, low, high = _gain(zero_shot, np.array(grid), interval)
+            return figure, low, high, bool(figure > claim.bar and low > 0)
+        case "better" | "area":
+            ours, theirs = (_last(r) if claim.kind == "better" else _area(r) for r in runs)
+            figure, low, high = _difference(zero_shot, ours, theirs, interval)
+            return figure, low, high, bool(low > claim.bar)
+        case "compute":
+            cpu = [_cpu(jobs, place, method) for method in claim.methods]
+            ratio = cpu[1] / cpu[0]
+            return ratio, _NONE, _NONE, bool(ratio >= claim.bar)
+        case "monotone":
+            figure = largest_fall(runs[0])
+        case _:
+            drops = [_drop(r, zero_shot) for r in runs]
+            figure = drops[0]
+            if claim.kind == "smaller_drop":
+                figure = drops[0] / drops[1] if drops[1] > 0 else _NONE
+    held = figure <= claim.bar if claim.kind in _AT_MOST else figure >= claim.bar
+    return float(figure), _NONE, _NONE, bool(held)
+
+
+def largest_fall(runs: Runs) -> float:
+    """The largest fall between consecutive points of the mean curve, in its standard errors.
+
+    The curve is the mean over seeds and tasks; a point's error is that of its paired episodes, and
+    the errors of two points are taken to be independent. 0 where it never falls.
+    """
+    mean = runs.mean.mean((0, 1))
+    count = runs.mean.shape[0] * runs.mean.shape[1]
+    error = np.sqrt(np.square(runs.standard_error).sum((0, 1))) / count
+    fall = mean[:-1] - mean[1:]
+    noise = np.sqrt(error[:-1] ** 2 + error[1:] ** 2)
+    in_errors = np.divide(fall, noise, out=np.where(fall > 0, np.inf, 0.0), where=noise > 0)
+    return float(max(in_errors.max(initial=0.0), 0.0))
+
+
+def _last(runs: Runs) -> Array:
+    return runs.mean[..., -1]
+
+
+def _area(runs: Runs) -> Array:
+    if len(runs.env_steps) < 2:
+        return runs.mean[..., 0]
+    return area_under_curve(runs.env_steps, runs.mean)
+
+
+def _drop(runs: Runs, zero_shot: Array) -> float:
+    if len(runs.env_steps) < 2:
+        return 0.0
+    return float(initial_drop(runs.mean.mean((0, 1)), runs.env_steps, zero_shot.mean()))
+
+
+def _gain(zero_shot: Array, final: Array, interval: Interval) -> tuple[float, float, float]:
+    return _ratio(np.stack([zero_shot, zero_shot, final], axis=-1), interval)
+
+
+def _difference(
+    zero_shot: Array, ours: Array, theirs: Array, interval: Interval
+) -> tuple[float, float, float]:
+    return _ratio(np.stack([zero_shot, theirs, ours], axis=-1), interval)
+
+
+def _ratio(scores: Array, interval: Interval) -> tuple[float, float, float]:
+    """Means, 100 (ours - theirs) / |zero-shot|; scores (seed, task, 3): zero-shot, theirs, ours."""
+
+    def figure(scores: Array, axis: Axes) -> Array:
+        means = scores.mean(axis=axis)
+        return improvement(means[..., 2] - means[..., 1] + means[..., 0], means[..., 0])
+
+    low, high = interval(scores, figure)
+    return float(figure(scores, (0, 1))), float(low), float(high)
+
+
+def _one(rows: Columns, task: str, seed: int, name: str) -> float:
+    values = select(rows, task=task, seed=seed)[name]
+    if len(values) != 1:
+        raise UserError(f"the table best_of has {len(values)} rows of {task} with seed {seed}")
+    return float(values[0])
+
+
+def _cpu(jobs: list[timing.Job], place: Mapping[str, str], method: str) -> float:
+    found = timing.of_method(jobs, place["domain"], place["agent"], method)
+    total = sum(job.cpu for job in found)
+    if not found or not np.isfinite(total) or total <= 0:
+        raise UserError(f"no benchmark files of {method} on {place['domain']}, {place['agent']}")
+    return total / len(found)
