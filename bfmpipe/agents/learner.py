@@ -14,8 +14,10 @@ from bfmpipe.data.tensors import load_training_state, training_state
 
 
 class LearnerConfig(Config):
-    """How the arithmetic is done."""
+    """Where and how the arithmetic is done."""
 
+    device: Literal["cpu", "cuda"] = "cpu"
+    """What trains; with cuda the data are held in its memory."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the networks' products while training; weights, losses and optimisers are float32. On a
     CPU bfloat16 pays with hardware for it (AMX) and hidden layers of 256 or more."""

@@ -99,6 +99,12 @@ def pretrain(
             raise UserError(f"{len(paths)} paths of {name} for {len(cfg.seeds)} seeds; one each")
     if cfg.tensorboard:
         check_tensorboard()
+    device = cfg.trainer.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "pretrain.device is cuda, but torch finds no usable GPU on this machine; set it to "
+            "cpu, or install a torch that is built for the GPU's driver"
+        )
     data = transitions.read(dataset)
     domain = make_domain(cfg.domain.name, cfg.domain.settings)
     transitions.check_domain(data, domain)
@@ -111,7 +117,7 @@ def pretrain(
     agents, generators = [], []
     for seed in cfg.seeds:
         torch.manual_seed(seed)  # of the initial weights
-        generators.append(torch.Generator().manual_seed(seed))
+        generators.append(torch.Generator(device).manual_seed(seed))
         agents.append(module.Agent(config, domain.obs_dim, domain.action_dim))
         agents[-1].model.obs_mean.copy_(mean)
         agents[-1].model.obs_std.copy_(std)
@@ -128,11 +134,12 @@ def pretrain(
         "threads": threads(),  # sums in another order are other bytes
     }
     index = data.index_of(config.stride)
+    inside = device == "cuda"
     trainer = Trainer(
         learner=Learner(agents, generators, cfg.trainer),
         data=Data(
-            data.obs,
-            data.action,
+            torch.from_numpy(np.asarray(data.obs)) if inside else data.obs,
+            torch.from_numpy(np.asarray(data.action)) if inside else data.action,
             torch.from_numpy(index),
             config.stride,
             torch.from_numpy(data.last_of(config.stride)),

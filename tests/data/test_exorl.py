@@ -162,14 +162,11 @@ def test_pretraining_runs_on_an_import(tmp_path):
         "domain": {"name": "walker"},
         "agent": {"name": "fb", "settings": {**small, "architecture": "concatenated"}},
         "trainer": {"updates": 10, "log_every": 5, "checkpoint_every": 10},
-        "seed": 0,
+        "seeds": [0],
     }
-    pretrain(
-        Pretrain.model_validate_json(json.dumps(cfg)),
-        dataset=dataset,
-        model=tmp_path / "model",
-        losses=tmp_path / "losses.parquet",
-    )
+    tables = {k: [tmp_path / f"{k}.parquet"] for k in ("losses", "evaluations", "spectrum")}
+    settings = Pretrain.model_validate_json(json.dumps(cfg))
+    pretrain(settings, dataset=dataset, model=[tmp_path / "model"], **tables)
     assert (tmp_path / "model" / "model.safetensors").exists()
 
 

@@ -466,3 +466,11 @@ def test_tensorboard_reads_the_event_files(tiny, tmp_path, watched):
     events.Reload()
     assert [e.step for e in events.Scalars("losses/fb_loss")] == [10, 20, 30, 40]
     assert [e.step for e in events.Scalars("evaluations/effective_rank")] == [20, 40]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_sentence(tiny, tmp_path):
+    trainer = {**tiny.settings("pretrain")["trainer"], "device": "cuda"}
+    with pytest.raises(UserError, match="torch finds no usable GPU on this machine; set it to cpu"):
+        train(tiny, tmp_path, trainer=trainer)
+    assert not list(tmp_path.iterdir())
