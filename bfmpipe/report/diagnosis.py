@@ -84,6 +84,8 @@ def draw(diagnosis: Columns, curves: Columns, method: str) -> Figure:
         axes.axhline(0, color=style.GREY, lw=0.8, ls="--")
         if name == "q_scale" and (table[name][np.isfinite(table[name])] > 0).all():
             axes.set_xscale("log")
+        else:
+            axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(title)
         rank = f"{found[name]:+.2f}".replace("-", "−") if np.isfinite(found[name]) else "unknown"
         axes.set_title(f"rank correlation {rank}")
