@@ -313,9 +313,3 @@ def reduce_heads(x: Tensor, pessimism: float) -> Tensor:
         return x.mean(0)
     first, second = x
     return x.mean(0) - pessimism * (first - second).abs()
-
-
-@torch.no_grad()
-def update_target(target: nn.Module, online: nn.Module, tau: float) -> None:
-    """target <- (1 - tau) target + tau online, all parameters in one launch."""
-    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)
