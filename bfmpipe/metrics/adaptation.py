@@ -19,20 +19,23 @@ def improvement(final: ArrayLike, zero_shot: ArrayLike) -> Floats:
     return _percent(np.subtract(final, zero_shot), zero_shot)
 
 
-def initial_drop(returns: ArrayLike, env_steps: ArrayLike, zero_shot: ArrayLike) -> Floats:
-    """Largest fall below zero-shot within the first quarter of the budget, in % of zero-shot.
+def initial_drop(
+    returns: ArrayLike, env_steps: ArrayLike, zero_shot: ArrayLike, within: float = 0.25
+) -> Floats:
+    """Largest fall below zero-shot within the first share of the budget, in % of zero-shot.
 
     Args:
         returns: (..., evaluation).
         env_steps: (evaluation,), increasing, counted from 0.
         zero_shot: (...).
+        within: the share; 1 for the largest fall of all.
 
     Returns:
         (...): 0 where the curve never falls below; NaN where zero-shot is 0, and where no
-        evaluation after step 0 lies in the quarter, for then no drop could have been seen.
+        evaluation after step 0 lies in the share, for then no drop could have been seen.
     """
     curve, steps = _curve(returns, env_steps)
-    early = steps <= steps[-1] / 4
+    early = steps <= steps[-1] * within
     if not np.any(steps[early] > 0):
         return np.full(curve.shape[:-1], np.nan)[()]
     fall = np.maximum(np.subtract(zero_shot, curve[..., early].min(axis=-1)), 0)

@@ -87,7 +87,8 @@ def summary(curves: Columns, probe: Columns, interval: Interval) -> Table:
     - zero_shot_*, final_*: IQM over seeds and tasks with its interval, and the mean.
     - improvement: of the mean, in % of zero-shot's, with the interval of that ratio (a run's
       zero-shot and final return are resampled together).
-    - initial_drop, area_under_curve: of the curve of means over seeds and tasks.
+    - initial_drop (within a quarter of the budget), largest_drop (within all of it),
+      area_under_curve: of the curve of means over seeds and tasks.
     - monotonicity: averaged over the runs, each with the standard errors of its own evaluations.
     - improved: share of the runs that end above their own zero-shot.
     - probability_of_improvement: over all pairs of seeds of a task, after Agarwal et al.
@@ -109,7 +110,7 @@ def summary(curves: Columns, probe: Columns, interval: Interval) -> Table:
             length = _episode_length(here)
             about = {**place, "method": method, **_size(here, base)}
             about |= {"episodes": episodes, "env_steps": episodes * length}
-            shape = _nothing("initial_drop", "monotonicity", "area_under_curve", "cosine")
+            shape = _nothing(*_SHAPE)
             rows.append({**about, **_scores(base, scores, interval), **shape})
     return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
@@ -187,18 +188,22 @@ def _scores(base: Runs, final: Array, interval: Interval) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
+_SHAPE = ("initial_drop", "largest_drop", "monotonicity", "area_under_curve", "cosine")
+
+
 def _shape(base: Runs, runs: Runs) -> dict[str, float]:
     """What can be said of the way to the final returns."""
     cosine = float(runs.cosine[..., -1].mean())
     if len(runs.env_steps) < 2:
         return {
-            **_nothing("initial_drop", "monotonicity"),
+            **_nothing("initial_drop", "largest_drop", "monotonicity"),
             "area_under_curve": float(runs.mean[..., 0].mean()),
             "cosine": cosine,
         }
-    mean = runs.mean.mean(axis=(0, 1))
+    mean, zero_shot = runs.mean.mean(axis=(0, 1)), base.mean[..., 0].mean()
     return {
-        "initial_drop": float(initial_drop(mean, runs.env_steps, base.mean[..., 0].mean())),
+        "initial_drop": float(initial_drop(mean, runs.env_steps, zero_shot)),
+        "largest_drop": float(initial_drop(mean, runs.env_steps, zero_shot, within=1.0)),
         "monotonicity": float(monotonicity(runs.mean, runs.standard_error).mean()),
         "area_under_curve": float(area_under_curve(runs.env_steps, mean)),
         "cosine": cosine,

@@ -6,9 +6,10 @@ A claim is named in the experiment file with what it is about:
                   where also its interval lies above 0)
     monotone      no consecutive evaluation of the mean curve falls by more than `errors` standard
                   errors of the fall (figure: the largest fall, in standard errors)
-    no_drop       the initial drop is at most `most` % (figure: the drop)
-    drop          the initial drop is at least `least` % (figure: the drop)
-    smaller_drop  the initial drop is at most `factor` times that of `than` (figure: their ratio)
+    no_drop       the drop below zero-shot is at most `most` % (figure: the drop); all drops are the
+                  largest within the first quarter of the budget, or `within` another share of it
+    drop          the drop is at least `least` % (figure: the drop)
+    smaller_drop  the drop is at most `factor` times that of `than` (figure: their ratio)
     better        the method ends above `than` (figure: difference of means, in % of zero-shot)
     area          its area under the curve is above that of `than` (figure: the same, of areas)
     best_of_n     the best played of the data's latents is above zero-shot (figure: gain in %)
@@ -60,6 +61,9 @@ class Claim(Config):
     than: str = ""
     bar: float = 0.0
     """`low`, `errors`, `most`, `least` or `factor` of the kind; above it by 0 for the others."""
+
+    within: float = Field(0.25, gt=0, le=1)
+    """The share of the budget that a drop is looked for in."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -161,7 +165,7 @@ def _judge(
         case "monotone":
             figure = largest_fall(runs[0])
         case _:
-            drops = [_drop(r, zero_shot) for r in runs]
+            drops = [_drop(r, zero_shot, claim.within) for r in runs]
             figure = drops[0]
             if claim.kind == "smaller_drop":
                 figure = drops[0] / drops[1] if drops[1] > 0 else _NONE
@@ -194,10 +198,11 @@ def _area(runs: Runs) -> Array:
     return area_under_curve(runs.env_steps, runs.mean)
 
 
-def _drop(runs: Runs, zero_shot: Array) -> float:
+def _drop(runs: Runs, zero_shot: Array, within: float) -> float:
     if len(runs.env_steps) < 2:
         return 0.0
-    return float(initial_drop(runs.mean.mean((0, 1)), runs.env_steps, zero_shot.mean()))
+    mean = runs.mean.mean((0, 1))
+    return float(initial_drop(mean, runs.env_steps, zero_shot.mean(), within))
 
 
 def _gain(zero_shot: Array, final: Array, interval: Interval) -> tuple[float, float, float]:

@@ -25,6 +25,11 @@ def test_initial_drop_looks_at_the_first_quarter_only():
     assert initial_drop([100, 101, 100, 10, 10, 10], STEPS, 100) == 0
 
 
+def test_the_largest_drop_is_that_within_all_of_the_budget():
+    assert initial_drop([100, 90, 70, 10, 60, 110], STEPS, 100, within=1.0) == 90
+    assert initial_drop([100, 101, 100, 100, 120, 110], STEPS, 100, within=1.0) == 0
+
+
 def test_initial_drop_counts_the_start():
     assert initial_drop([5, 100, 100, 100, 100, 100], STEPS, 100) == 95
 

@@ -73,6 +73,7 @@ def test_summary_by_hand(tables):
         "improvement_low": 100 * 30 / 51,
         "improvement_high": 100 * 30 / 50,
         "initial_drop": 0,
+        "largest_drop": 0,
         "monotonicity": 1,
         "area_under_curve": 50.5 + (5 + 15 + 20 + 25) / 4,
         "cosine": 0.6,

@@ -15,7 +15,7 @@ SHAPES = {  # added to zero-shot's 100 and 200, at 0, 10, .. 40 steps
     "zero-shot": [0],
     "lola": [0, 10, 20, 15, 30],
     "rela": [0, -15, 5, 10, 15],
-    "td3": [0, -60, -30, 0, -15],
+    "td3": [0, -60, -30, 0, -75],
 }
 ERROR = 1.0
 
@@ -52,13 +52,15 @@ def judge(tmp_path, **claim):
     [
         ({"kind": "gain", "method": "lola", "bar": 10.0}, True, 20),
         ({"kind": "gain", "method": "lola", "bar": 20.1}, False, 20),
-        ({"kind": "gain", "method": "td3"}, False, -10),
+        ({"kind": "gain", "method": "td3"}, False, -50),
         # a fall of 5 of the mean of four runs of standard error 1: sqrt(2 / 4) is its error
         ({"kind": "monotone", "method": "lola", "bar": 8.0}, True, 5 / np.sqrt(0.5)),
         ({"kind": "monotone", "method": "lola", "bar": 7.0}, False, 5 / np.sqrt(0.5)),
         ({"kind": "no_drop", "method": "lola", "bar": 3.0}, True, 0),
         ({"kind": "no_drop", "method": "rela", "bar": 3.0}, False, 10),
         ({"kind": "drop", "method": "td3", "bar": 20.0}, True, 40),
+        ({"kind": "drop", "method": "td3", "bar": 50.0, "within": 1.0}, True, 50),
+        ({"kind": "drop", "method": "td3", "bar": 50.0, "within": 0.9}, False, 40),
         ({"kind": "smaller_drop", "method": "rela", "than": "td3", "bar": 0.5}, True, 0.25),
         ({"kind": "smaller_drop", "method": "rela", "than": "td3", "bar": 0.2}, False, 0.25),
         ({"kind": "better", "method": "lola", "than": "rela"}, True, 10),
