@@ -205,24 +205,34 @@ rule diagnose:
         " --diagnosis {output.diagnosis} 2>&1 | tee -a {log}"
 
 
+if exp.adapt.seeds_together:  # one job adapts all models of a domain and agent
+    MOVED = expand(MODEL, seed=exp.seeds, allow_missing=True)
+    MOVING = "{domain}-{agent}-{method}"
+else:
+    MOVED = [MODEL]
+    MOVING = "{domain}-{agent}-seed{seed}-{method}"
+
+
 rule adapt:
-    """Adapt to every task by one method."""
+    """Adapt a model, or a model a seed, to every task by one method."""
     input:
-        config=f"{MODEL}/model/config.json",
-        weights=f"{MODEL}/model/model.safetensors",
+        config=[f"{model}/model/config.json" for model in MOVED],
+        weights=[f"{model}/model/model.safetensors" for model in MOVED],
         dataset=rules.collect.output.dataset,
-        latents=rules.infer.output.latents,
+        latents=[f"{model}/latents.parquet" for model in MOVED],
     output:
-        curves=f"{MODEL}/adapt/{{method}}.parquet",
-        trajectories=f"{MODEL}/adapt/{{method}}.trajectories.parquet",
+        curves=[f"{model}/adapt/{{method}}.parquet" for model in MOVED],
+        trajectories=[
+            f"{model}/adapt/{{method}}.trajectories.parquet" for model in MOVED
+        ],
     log:
-        f"{R}/logs/adapt/{{domain}}-{{agent}}-seed{{seed}}-{{method}}.log",
+        f"{R}/logs/adapt/{MOVING}.log",
     benchmark:
-        f"{R}/benchmarks/adapt/{{domain}}-{{agent}}-seed{{seed}}-{{method}}.tsv"
+        f"{R}/benchmarks/adapt/{MOVING}.tsv"
     params:
         cfg=cfg("adapt"),
         code=code("adapt"),
-        model=subpath(input.config, parent=True),
+        model=lambda wildcards, input: [Path(file).parent for file in input.config],
     shell:
         "bfmpipe adapt --cfg {params.cfg:q} --model {params.model} --dataset {input.dataset}"
         " --latents {input.latents} --curves {output.curves}"

@@ -64,7 +64,7 @@ def leave_one_out_in_torch(reward, bootstrap, z, mu, *, sigma, discount):
 def lola_update(problem: Problem, settings) -> dict[str, float]:
     """Milliseconds an update, in all and by part."""
     config = parse(plugins.load("adaptation", "lola").Config, settings, "lola")
-    method = lola.Method(config, problem, 0)
+    method = lola.Method(config, problem, [0])
     spent: dict[str, float] = defaultdict(float)
     with (
         patch.object(lola, "leave_one_out", timed(lola.leave_one_out, spent, "returns")),

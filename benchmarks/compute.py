@@ -110,7 +110,7 @@ def counted(call: Callable[[], object], model: api.Model) -> Cost:
 
 def make(name: str, settings: dict[str, Any], problem: Problem) -> Method:
     module = plugins.load("adaptation", name)
-    method: Method = module.Method(parse(module.Config, settings, name), problem, 0)
+    method: Method = module.Method(parse(module.Config, settings, name), problem, [0])
     return method
 
 
@@ -131,7 +131,7 @@ def rela_cost(settings: dict[str, Any], problem: Problem) -> Cost:
         method._collect()
 
     def update() -> None:
-        method.update(method.replay.sample(method.config.batch, method.generator))
+        method.update(method.replay.sample(method.config.batch, method.draws))
 
     total = Cost()
     for call, n, often in ((step, 20 * UPDATES, steps), (update, UPDATES, updates)):

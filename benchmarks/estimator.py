@@ -62,7 +62,7 @@ def maze_estimates(problem: Problem, baseline: str, start_states: str) -> Tensor
     config = Config.model_validate(
         {"baseline": baseline, "start_states": start_states, "normalise_advantages": False}
     )
-    method = Method(config, problem, seed=0)
+    method = Method(config, problem, [0])
     return torch.stack([method.gradient(1) for _ in range(ESTIMATES)])
 
 

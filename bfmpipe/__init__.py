@@ -8,6 +8,7 @@ _HOMES = {
         (
             "Pretrained",
             "adapt",
+            "adapt_together",
             "infer",
             "infer_goal",
             "infer_tracking",
@@ -24,6 +25,7 @@ _HOMES = {
 __all__ = [
     "Pretrained",
     "adapt",
+    "adapt_together",
     "infer",
     "infer_goal",
     "infer_tracking",

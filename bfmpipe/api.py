@@ -26,6 +26,7 @@ from bfmpipe.adaptation.base import Problem
 from bfmpipe.adaptation.protocol import Evaluated, Evaluation, start_states
 from bfmpipe.adaptation.protocol import adapt as run_protocol
 from bfmpipe.agents import Model, load_model
+from bfmpipe.agents.stack import Stack
 from bfmpipe.config import parse
 from bfmpipe.data.transitions import Transitions, check_domain
 from bfmpipe.data.transitions import read as read_transitions
@@ -40,6 +41,7 @@ __all__ = [
     "Played",
     "Pretrained",
     "adapt",
+    "adapt_together",
     "infer",
     "infer_goal",
     "infer_tracking",
@@ -271,20 +273,77 @@ def adapt(
     Raises:
         UserError: for unknown names or settings, or a budget that does not allow one update.
     """
-    domain = pretrained.domain
+    points = adapt_together(
+        [pretrained],
+        tasks,
+        [latent],
+        data,
+        method=method,
+        episodes=episodes,
+        every=every,
+        evaluation=evaluation,
+        settings=settings,
+        seeds=[seed],
+    )
+    return (point for (point,) in points)
+
+
+def adapt_together(
+    pretrained: Sequence[Pretrained],
+    tasks: Sequence[Task],
+    latents: Sequence[Latent],
+    data: Transitions,
+    *,
+    method: str,
+    episodes: int,
+    every: int = 16,
+    evaluation: Evaluation | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seeds: Sequence[int],
+) -> Iterator[tuple[Evaluated, ...]]:
+    """`adapt` for S models at once, as one batch of S x T tasks; an evaluation of each at a time.
+
+    Each has the random numbers, and but for rounding the results, that it has alone.
+
+    Args:
+        pretrained: S models of one domain and agent, with equal settings: e.g. those of S seeds.
+        tasks: see `adapt`.
+        latents: where each model starts.
+        data: see `adapt`.
+        method: see `adapt`.
+        episodes: see `adapt`.
+        every: see `adapt`.
+        evaluation: see `adapt`; the same episodes for all.
+        settings: see `adapt`.
+        seeds: of the method's randomness, one a model.
+
+    Raises:
+        UserError: as `adapt`, or for models that differ in more than their weights.
+    """
+    domain = pretrained[0].domain
+    if len(latents) != len(pretrained):
+        raise UserError(f"{len(latents)} latents for {len(pretrained)} models; give one each")
+    for other in pretrained[1:]:
+        if (other.domain.name, other.domain.config) != (domain.name, domain.config):
+            raise UserError(
+                f"models of {domain.name} and of {other.domain.name}, or of other settings of it, "
+                "cannot be adapted as one"
+            )
     check_domain(data, domain)
     module = plugins.load("adaptation", method)
     config = parse(module.Config, settings or {}, f"method {method}")
+    models = [one.model for one in pretrained]
     problem = Problem(
         domain=domain,
-        model=pretrained.model,
-        tasks=tasks,
-        w=latent.w,
-        z=latent.z,
+        model=models[0] if len(models) == 1 else Stack(models),
+        tasks=[*tasks] * len(models),
+        w=torch.cat([latent.w for latent in latents]),
+        z=torch.cat([latent.z for latent in latents]),
         budget=episodes * domain.config.episode_steps,
         visited=data.physics[data.index],
         threads=threads(),
     )
-    running = module.Method(config, problem, seed)
+    running = module.Method(config, problem, seeds)
     starts = start_states(domain, evaluation or Evaluation())
-    return run_protocol(running, starts, every * domain.config.episode_steps)
+    points = run_protocol(running, starts, every * domain.config.episode_steps)
+    return (point.split(len(models)) for point in points)

@@ -74,6 +74,9 @@ class AdaptSection(Config):
     """Episodes' worth of environment steps a task."""
     every: int = Field(16, ge=1)
     """Episodes between evaluations."""
+    seeds_together: bool = False
+    """Adapt the models of all seeds in one job, as one batch: the results of each are those it
+    would have alone but for rounding."""
 
 
 class Experiment(Config):
@@ -169,9 +172,13 @@ class Experiment(Config):
         }
 
     def _adapt(self, domain: str, agent: str, seed: int, method: str) -> Mapping[str, Any]:
+        section = self.adapt
         return {
-            **self._with_tasks(domain, agent, seed),
-            **self.adapt.model_dump(mode="json"),
+            "domain": domain,
+            "agent": agent,
+            "tasks": {"families": self.domains[domain].tasks},
+            "seeds": self.seeds if section.seeds_together else [seed],
+            **section.model_dump(mode="json", exclude={"seeds_together"}),
             "method": _plugin(self.plugin_of(method), _without(self.methods[method], "method")),
             "label": method,
             "evaluation": self.evaluate.model_dump(mode="json"),

@@ -56,6 +56,7 @@ class Tiny:
                 },
                 "episodes": 4,
                 "every": 1,
+                "seeds": [0],
                 "evaluation": {"episodes": 3},
             },
             "describe": self.tasks,
@@ -64,7 +65,7 @@ class Tiny:
                 "diagnosis": {"samples": 300, "latents": 50, "starts": 4, "tail": 0.5},
             },
         }
-        seed = {} if stage in ("pretrain", "describe") else {"seed": 0}
+        seed = {} if stage in ("pretrain", "adapt", "describe") else {"seed": 0}
         return {**of_stage[stage], **seed, **changed}
 
     def trained(self) -> dict[str, list[Path]]:

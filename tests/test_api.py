@@ -95,13 +95,13 @@ def test_the_library_and_the_stage_agree(pretrained, tasks, data, tiny, tmp_path
     from bfmpipe.data.tables import read_table
 
     settings = tiny.settings("adapt", every=2)
-    files = {"curves": tmp_path / "c.parquet", "trajectories": tmp_path / "t.parquet"}
+    files = {"curves": [tmp_path / "c.parquet"], "trajectories": [tmp_path / "t.parquet"]}
     tiny.run(
         "adapt",
         settings=settings,
-        model=tiny.model,
+        model=[tiny.model],
         dataset=tiny.dataset,
-        latents=tiny.latents,
+        latents=[tiny.latents],
         **files,
     )
     latent = api.infer(pretrained, tasks, data, inference=api.Inference(samples=300))
@@ -116,7 +116,7 @@ def test_the_library_and_the_stage_agree(pretrained, tasks, data, tiny, tmp_path
         evaluation=Evaluation(episodes=3),
         settings=LOLA,
     )
-    curves, _ = read_table(files["curves"], "adaptation")
+    curves, _ = read_table(*files["curves"], "adaptation")
     np.testing.assert_array_equal(curves["returns"], np.concatenate([p.returns for p in points]))
 
 

@@ -206,7 +206,7 @@ MISTAKES = [
         "domain point_mass_maze: task family reach: no task 'moon'; point_mass_maze has",
     ),
     ("describe", {"families": None}, "--cfg: families is empty, not a mapping"),
-    ("adapt", {"seed": -1}, "--cfg: seed: -1 should be greater than or equal to 0"),
+    ("adapt", {"seeds": [-1]}, "--cfg: seeds[0]: -1 should be greater than or equal to 0"),
 ]
 
 

@@ -59,9 +59,9 @@ def test_the_settings_of_every_job_parse(path):
         cls = inspect.get_annotations(stage, eval_str=True)["cfg"]
         parsed = parse(cls, json.loads(text), str(key))
         assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
-        if key[0] == "pretrain":
+        if key[0] in ("pretrain", "adapt"):
             assert parsed.seeds == (key[3],)
-        if key[0] in ("infer", "probe", "adapt", "diagnose"):
+        if key[0] in ("infer", "probe", "diagnose"):
             assert parsed.seed == key[3]
 
 
@@ -142,6 +142,15 @@ def test_one_job_trains_all_seeds_where_these_are_trained_together(smoke):
     alone = json.loads(experiment.check(smoke, "smoke").stage("pretrain", **place, seed="1"))
     smoke["pretrain"]["seeds_together"] = True
     together = json.loads(experiment.check(smoke, "smoke").stage("pretrain", **place))
+    assert together == {**alone, "seeds": [0, 1]}
+    assert alone["seeds"] == [1]
+
+
+def test_one_job_adapts_all_seeds_where_these_are_adapted_together(smoke):
+    place = {"domain": "point_mass_maze", "agent": "fb", "method": "lola"}
+    alone = json.loads(experiment.check(smoke, "smoke").stage("adapt", **place, seed="1"))
+    smoke["adapt"]["seeds_together"] = True
+    together = json.loads(experiment.check(smoke, "smoke").stage("adapt", **place))
     assert together == {**alone, "seeds": [0, 1]}
     assert alone["seeds"] == [1]
 

@@ -8,6 +8,7 @@ Q' and pi' are the targets. `critics` has what Q is, `actors` what moves in pi.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from bfmpipe.adaptation.actors import LatentMover, Mover, WeightsMover
 from bfmpipe.adaptation.base import Problem, act_by_latent
 from bfmpipe.adaptation.critics import Critic
+from bfmpipe.adaptation.draws import Draws
 from bfmpipe.adaptation.off_policy import (
     Batch,
     OffPolicyConfig,
@@ -24,7 +26,7 @@ from bfmpipe.adaptation.off_policy import (
     UpdateConfig,
     check_finite,
 )
-from bfmpipe.networks import add_noise, project_z
+from bfmpipe.networks import perturb, project_z
 from bfmpipe.types import UserError
 
 
@@ -80,7 +82,7 @@ class ActorCritic:
         critic: Critic,
         mover: Mover,
         schedule: Schedule,
-        generator: torch.Generator,
+        draws: Draws,
         *,
         bc_coef: float = 0.0,
     ) -> None:
@@ -89,7 +91,7 @@ class ActorCritic:
         self.critic = critic
         self.mover = mover
         self.schedule = schedule
-        self.generator = generator
+        self.draws = draws
         self.bc_coef = bc_coef
         self.updates = 0
 
@@ -114,7 +116,8 @@ class ActorCritic:
         """
         c, z = self.config, self.mover.latent
         action = self.mover.target_act(batch.next_obs)
-        action = add_noise(action, c.target_noise_std, c.target_noise_clip, self.generator)
+        noise = self.draws.noise(action, c.target_noise_std, c.target_noise_clip)
+        action = perturb(action, noise)
         value = self.critic.target_q(batch.next_obs, action, z).amin(1)
         y = batch.reward + self.problem.model.discount * value
         check_finite(y, self.problem, "a value")
@@ -142,7 +145,7 @@ class ActorCriticMethod(OffPolicyMethod):
     learner: ActorCritic
 
     @abstractmethod
-    def make_critic(self, problem: Problem, seed: int) -> Critic:
+    def make_critic(self, problem: Problem) -> Critic:
         """What the method ascends."""
 
     def update(self, batch: Batch) -> None:
@@ -184,16 +187,18 @@ class LatentMethod(ActorCriticMethod):
 
     config: OffPolicyLatentConfig
 
-    def __init__(self, config: OffPolicyLatentConfig, problem: Problem, seed: int) -> None:
-        super().__init__(config, problem, seed)
+    def __init__(
+        self, config: OffPolicyLatentConfig, problem: Problem, seeds: Sequence[int]
+    ) -> None:
+        super().__init__(config, problem, seeds)
         self.check_warmup("latent", "latent_warmup_updates", config.latent_warmup_updates)
         self.learner = ActorCritic(
             problem,
             config,
-            self.make_critic(problem, seed),
+            self.make_critic(problem),
             LatentMover(problem, config.latent_learning_rate),
             Schedule(config.latent_every, config.latent_warmup_updates, 1),
-            self.generator,
+            self.draws,
         )
 
     def explore(self, obs: Tensor) -> Tensor:
@@ -201,10 +206,10 @@ class LatentMethod(ActorCriticMethod):
         std = self.config.latent_noise_std
         if std == 0:
             return super().explore(obs)
-        noise = torch.randn(*obs.shape[:2], self.z.shape[-1], generator=self.generator)
+        noise = self.draws.normal(*obs.shape[:2], self.z.shape[-1])
         z = project_z(self.z[:, None] + std * noise)
         action = act_by_latent(self.problem.model, obs, z)
-        return add_noise(action, self.config.noise_std, float("inf"), self.generator)
+        return perturb(action, self.draws.noise(action, self.config.noise_std))
 
 
 class OffPolicyActorConfig(ActorConfig, OffPolicyConfig):
@@ -216,19 +221,21 @@ class ActorMethod(ActorCriticMethod):
 
     config: OffPolicyActorConfig
 
-    def __init__(self, config: OffPolicyActorConfig, problem: Problem, seed: int) -> None:
-        super().__init__(config, problem, seed)
+    def __init__(
+        self, config: OffPolicyActorConfig, problem: Problem, seeds: Sequence[int]
+    ) -> None:
+        super().__init__(config, problem, seeds)
         self.check_warmup("actor", "actor_warmup_updates", config.actor_warmup_updates)
         self.learner = ActorCritic(
             problem,
             config,
-            self.make_critic(problem, seed),
-            self.make_mover(problem, seed),
+            self.make_critic(problem),
+            self.make_mover(problem),
             Schedule(config.actor_every, config.actor_warmup_updates, config.actor_every),
-            self.generator,
+            self.draws,
             bc_coef=config.bc_coef if isinstance(config, TunedActorConfig) else 0.0,
         )
 
-    def make_mover(self, problem: Problem, seed: int) -> Mover:
+    def make_mover(self, problem: Problem) -> Mover:
         """The model's actor, copied for every task."""
         return WeightsMover(problem, self.config.actor_learning_rate)

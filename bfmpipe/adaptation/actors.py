@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from bfmpipe.adaptation.base import Problem, act_by_latent
+from bfmpipe.adaptation.draws import Draws
 from bfmpipe.agents import Model
 from bfmpipe.networks import ParallelLinear, project_z
 from bfmpipe.types import UserError
@@ -23,25 +24,25 @@ class Stacked:
     Weights that the module's output does not depend on stay where they are.
 
     Args:
-        module: stays as it is.
-        tasks: T.
+        modules: one a task, alike but for their tensors; they stay as they are.
         inputs: an example of one task's inputs.
 
     Raises:
         UserError: where the output depends on no weights at all.
     """
 
-    def __init__(self, module: nn.Module, tasks: int, *inputs: Tensor) -> None:
-        self.module = module
-        parameters, _ = stack_module_state([module] * tasks)
+    def __init__(self, modules: Sequence[nn.Module], *inputs: Tensor) -> None:
+        self.module = modules[0]
+        parameters, self.buffers = stack_module_state(list(modules))
         self.parameters = {
-            name: parameters[name].detach().requires_grad_() for name in _used(module, *inputs)
+            name: parameters[name].detach().requires_grad_() for name in _used(modules[0], *inputs)
         }
 
     def __call__(self, *inputs: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
         """The module's output for every task, with its own parameters or those given."""
         given = self.parameters if parameters is None else parameters
-        return vmap(lambda p, *x: functional_call(self.module, p, x))(given, *inputs)
+        tensors = {**self.buffers, **given}
+        return vmap(lambda t, *x: functional_call(self.module, t, x))(tensors, *inputs)
 
     def frozen(self) -> dict[str, Tensor]:
         """The parameters as they move, out of the gradient's reach."""
@@ -81,7 +82,7 @@ class _Policy(nn.Module):
 def stacked_actor(problem: Problem) -> Stacked:
     """The frozen model's actor, copied for every task: (obs (T, n, obs_dim), z (T, d))."""
     obs = torch.zeros(1, problem.domain.obs_dim)
-    return Stacked(_Policy(problem.model), len(problem.tasks), obs, problem.z[0])
+    return Stacked(problem.each_task(_Policy), obs, problem.z[0])
 
 
 class ParallelMLP(nn.Module):
@@ -206,11 +207,12 @@ class WeightsMover(Mover):
 class FreshMover(Mover):
     """A new actor for every task, tanh(MLP(s)), that knows nothing of the model's."""
 
-    def __init__(self, problem: Problem, hidden: int, learning_rate: float, seed: int) -> None:
+    def __init__(self, problem: Problem, hidden: int, learning_rate: float, draws: Draws) -> None:
         domain = problem.domain
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.policy = ParallelMLP(len(problem.tasks), domain.obs_dim, hidden, domain.action_dim)
+        self.policy = draws.network(
+            len(problem.tasks),
+            lambda n: ParallelMLP(n, domain.obs_dim, hidden, domain.action_dim),
+        )
         self.target = copy.deepcopy(self.policy).requires_grad_(False)
         self.model = problem.model
         self._latent = problem.z

@@ -21,6 +21,7 @@ to come, not the budget's: they are in `training_steps`.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from bfmpipe.adaptation.base import Method as BaseMethod
 from bfmpipe.adaptation.base import Problem, act_by_latent
+from bfmpipe.agents import Model
 from bfmpipe.config import Config as BaseConfig
 from bfmpipe.envs.batched import BatchedEnv
 from bfmpipe.inference.reward import Inference, infer
@@ -102,8 +104,8 @@ class Adapter(nn.Module):
 class Method(BaseMethod):
     """The adapter on all tasks at once."""
 
-    def __init__(self, config: Config, problem: Problem, seed: int) -> None:
-        super().__init__(config, problem, seed)
+    def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
+        super().__init__(config, problem, seeds)
         self.config = config
         self.steps = config.episodes * problem.domain.config.episode_steps
         if problem.budget < self.steps:
@@ -119,7 +121,9 @@ class Method(BaseMethod):
                 "there are no training tasks; choose lola"
             )
         self.training_steps = 0
-        self.adapter: Adapter | None = None
+        """Environment steps of the pools, of all models."""
+        self.adapters: list[Adapter] = []
+        """One a model."""
         self.phi: list[Tensor] = []
         self.reward: list[Tensor] = []
 
@@ -127,23 +131,49 @@ class Method(BaseMethod):
         """Play some episodes at the current latent, and propose from all states so far."""
         if self.left < self.steps:
             return False
-        if self.adapter is None:
-            self.adapter = self._train()
+        if not self.adapters:
+            sources = zip(self.problem.models, self.draws.numpy, self.draws.torch, strict=True)
+            self.adapters = [self._train(*source) for source in sources]
         self._collect()
         phi, reward = torch.cat(self.phi, 1), torch.cat(self.reward, 1)
-        m = self.config.context
-        rows = torch.randperm(phi.shape[1], generator=self.generator)[:m]
-        with torch.no_grad():
-            problem = self.problem
-            self.z = self.adapter(phi[:, rows], reward[:, rows], problem.w, problem.z)
+        self.z = torch.cat(
+            [
+                self._propose(*one)
+                for one in zip(
+                    self.adapters,
+                    self.draws.torch,
+                    *(x.chunk(len(self.adapters)) for x in (phi, reward, *self._start)),
+                    strict=True,
+                )
+            ]
+        )
         return True
+
+    @property
+    def _start(self) -> tuple[Tensor, Tensor]:
+        return self.problem.w, self.problem.z
+
+    @torch.no_grad()
+    def _propose(
+        self,
+        adapter: Adapter,
+        generator: torch.Generator,
+        phi: Tensor,
+        reward: Tensor,
+        w: Tensor,
+        z: Tensor,
+    ) -> Tensor:
+        """Latents of one model's tasks, from some of the states they passed."""
+        rows = torch.randperm(phi.shape[1], generator=generator)[: self.config.context]
+        proposal: Tensor = adapter(phi[:, rows], reward[:, rows], w, z)
+        return proposal
 
     @torch.no_grad()
     def _collect(self) -> None:
         problem, n = self.problem, self.config.episodes
         tasks = len(problem.tasks)
         env = problem.env(n)
-        obs = env.reset(problem.domain.start_states(tasks * n, self.rng))
+        obs = env.reset(self.draws.start_states(problem.domain, tasks * n))
         for _ in range(problem.domain.config.episode_steps):
             grouped = torch.from_numpy(obs).view(tasks, n, -1)
             action = act_by_latent(problem.model, grouped, self.z).flatten(0, 1).numpy()
@@ -154,33 +184,38 @@ class Method(BaseMethod):
             raise UserError("amortised: a reward is not a number; look into the task's reward")
         self.env_steps += self.steps
 
-    def _train(self) -> Adapter:
-        """The adapter, trained on tasks of its own."""
+    def _train(self, model: Model, rng: np.random.Generator, generator: torch.Generator) -> Adapter:
+        """The adapter of a model, trained on tasks of its own."""
         c = self.config
         with torch.no_grad():
-            phi, weights = self._training_tasks()
+            phi, weights = self._training_tasks(model, rng, generator)
             z, w, reward = weights
-            latents, context, context_reward, earned = self._play_pool(phi, z, reward)
+            known = phi[torch.randint(len(phi), (c.pool,), generator=generator)]
+            latents = torch.cat([z, project_z(known)])
+            starts = self.problem.domain.start_states(c.pool_starts, rng)
+            context, context_reward, earned = self._play_pool(model, latents, starts, reward)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(self.rng.integers(2**31)))
+            torch.manual_seed(int(rng.integers(2**31)))
             adapter = Adapter(c.hidden_dim)
-        fit(adapter, context, context_reward, w, z, latents, earned, c, self.generator)
+        fit(adapter, context, context_reward, w, z, latents, earned, c, generator)
         return adapter.requires_grad_(False)
 
-    def _training_tasks(self) -> tuple[Tensor, tuple[Tensor, Tensor, "Ramps"]]:
+    def _training_tasks(
+        self, model: Model, rng: np.random.Generator, generator: torch.Generator
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, "Ramps"]]:
         """Features of data states (n, d), and the tasks: z, w (J, d), and the rewards."""
         c, problem = self.config, self.problem
-        rows = self.rng.integers(len(problem.visited), size=c.samples)
+        rows = rng.integers(len(problem.visited), size=c.samples)
         domain = problem.domain
         obs = torch.from_numpy(domain.observe(domain.split(problem.visited[rows])))
-        phi = problem.model.phi(obs)
+        phi = model.phi(obs)
         J, d = c.training_tasks, phi.shape[-1]
-        goals = phi[torch.randint(len(phi), (J,), generator=self.generator)]
-        noise = torch.randn(J, d, generator=self.generator)
-        of_state = torch.rand(J, 1, generator=self.generator) < 0.5
+        goals = phi[torch.randint(len(phi), (J,), generator=generator)]
+        noise = torch.randn(J, d, generator=generator)
+        of_state = torch.rand(J, 1, generator=generator) < 0.5
         v = torch.where(of_state, goals, noise)
         # the upper end is rarely reached, the lower one often: tasks pay in a small part of space
-        share = torch.rand(J, 2, generator=self.generator).square()
+        share = torch.rand(J, 2, generator=generator).square()
         low = 1 - 0.5 * share.amax(1) - 1e-3
         high = 1 - 0.5 * share.amin(1).square() * share.amax(1)
         values = phi @ v.mT
@@ -189,21 +224,17 @@ class Method(BaseMethod):
         ]
         reward = Ramps(v, *ends)
         how = Inference(samples=len(phi))
-        found = [infer(problem.model, obs, r, how) for r in reward(phi).mT]
+        found = [infer(model, obs, r, how) for r in reward(phi).mT]
         w, z = (torch.stack(column) for column in zip(*found, strict=True))
         return phi, (z, w, reward)
 
     def _play_pool(
-        self, phi: Tensor, z: Tensor, reward: "Ramps"
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Latents (K, d); states that each task's z passed (J, m, d), with their rewards; G."""
-        c, problem = self.config, self.problem
-        domain, model = problem.domain, problem.model
-        known = phi[torch.randint(len(phi), (c.pool,), generator=self.generator)]
-        latents = torch.cat([z, project_z(known)])
-        K, n, J = len(latents), c.pool_starts, len(z)
-        starts: Array = domain.start_states(n, self.rng)
-        env = BatchedEnv(domain, K * n, problem.threads)
+        self, model: Model, latents: Tensor, starts: Array, reward: "Ramps"
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """States (J, m, d) that the latents of the tasks, the first ones, passed; rewards; G."""
+        domain, J = self.problem.domain, self.config.training_tasks
+        K, n = len(latents), len(starts)
+        env = BatchedEnv(domain, K * n, self.problem.threads)
         obs = torch.from_numpy(env.reset(np.tile(starts, (K, 1))))
         rows = latents.repeat_interleave(n, dim=0)
         earned = torch.zeros(J, K)
@@ -217,8 +248,8 @@ class Method(BaseMethod):
             own = torch.arange(J)
             seen.append(features.view(K, n, -1)[:J])
             rewards.append(paid[own, :, own])
-        self.training_steps = K * n * steps
-        return latents, torch.cat(seen, 1), torch.cat(rewards, 1), earned
+        self.training_steps += K * n * steps
+        return torch.cat(seen, 1), torch.cat(rewards, 1), earned
 
 
 def fit(

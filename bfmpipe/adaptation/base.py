@@ -1,27 +1,33 @@
 """What an adaptation method is given, and what it must offer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bfmpipe.adaptation.draws import Draws
 from bfmpipe.agents import Model
+from bfmpipe.agents.stack import Stack
 from bfmpipe.config import Config
 from bfmpipe.envs.batched import BatchedEnv
 from bfmpipe.envs.domain import Domain, Task
-from bfmpipe.types import Array
+from bfmpipe.types import Array, UserError
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """All tasks of one domain for one frozen model, adapted side by side as one batch.
+    """Tasks of one domain for frozen models, adapted side by side as one batch.
 
-    tasks: T of them; w: (T, d) reward weights and z: (T, d) latents from zero-shot inference;
-    budget: environment steps a task may spend; visited: (n, physics_dim) states of the data set
-    that rollouts may start from; threads: of the simulator.
+    model: one, or a `Stack` of S; tasks: T of them, where S models each have T / S in equal blocks,
+    the same ones in the same order; w: (T, d) reward weights and z: (T, d) latents from zero-shot
+    inference; budget: environment steps a task may spend; visited: (n, physics_dim) states of the
+    data set that rollouts may start from; threads: of the simulator.
     """
 
     domain: Domain
@@ -33,21 +39,39 @@ class Problem:
     visited: Array
     threads: int
 
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The models, one a seed."""
+        return self.model.models if isinstance(self.model, Stack) else (self.model,)
+
+    def each_task(self, make: Callable[[Model], Made]) -> list[Made]:
+        """What is made of a task's model, one a task; the same for all tasks of a model."""
+        count = len(self.tasks) // len(self.models)
+        return [made for made in map(make, self.models) for _ in range(count)]
+
     def env(self, n: int) -> BatchedEnv:
         """n environments a task; rows go by task: 0..n-1 belong to the first one."""
         return BatchedEnv(self.domain, len(self.tasks) * n, self.threads)
 
     def reward(self, env: BatchedEnv, action: Array) -> Array:
         """Rewards of the step just taken, (T, n), each row by its own task."""
-        fields, count = env.fields(), len(self.tasks)
-        n = env.nenv // count
-        rows = [slice(i * n, (i + 1) * n) for i in range(count)]
-        return np.stack(
-            [
-                task.reward(self.domain, {k: v[row] for k, v in fields.items()}, action[row])
-                for task, row in zip(self.tasks, rows, strict=True)
-            ]
-        )
+        seeds = len(self.models)
+        count = len(self.tasks) // seeds
+        n = env.nenv // len(self.tasks)
+
+        def of_task(x: Array, i: int) -> Array:
+            rows: Array = x.reshape(seeds, count, n, *x.shape[1:])[:, i]
+            return rows.reshape(seeds * n, *x.shape[1:])
+
+        rewards = [
+            task.reward(
+                self.domain,
+                {name: of_task(field, i) for name, field in env.fields().items()},
+                of_task(action, i),
+            ).reshape(seeds, n)
+            for i, task in enumerate(self.tasks[:count])
+        ]
+        return np.stack(rewards, axis=1).reshape(len(self.tasks), n)
 
 
 class Method(ABC):
@@ -56,13 +80,14 @@ class Method(ABC):
     Args:
         config: the method's settings.
         problem: what to adapt, and the budget.
-        seed: of all the method's randomness.
+        seeds: of all the method's randomness, one for each of the problem's models.
     """
 
-    def __init__(self, config: Config, problem: Problem, seed: int) -> None:
+    def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
+        if len(seeds) != len(problem.models):
+            raise UserError(f"{len(seeds)} seeds for {len(problem.models)} models; give one each")
         self.problem = problem
-        self.rng = np.random.default_rng(seed)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.draws = Draws(seeds)
         self.env_steps = 0
         """Environment steps spent so far, a task; every reset rollout counts."""
         self.z: Tensor = problem.z.clone()

@@ -11,12 +11,14 @@ over start states of lookahead's R, so the critic is the frozen psi^T w_0 behind
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from bfmpipe.adaptation.base import Problem
+from bfmpipe.adaptation.draws import Draws
 from bfmpipe.adaptation.lookahead import LookaheadConfig, LookaheadMethod
 from bfmpipe.networks import project_z
 from bfmpipe.types import UserError
@@ -59,10 +61,10 @@ class CrossEntropy:
         self.smoothing = smoothing
         self.minimum_sigma = minimum_sigma
 
-    def ask(self, k: int, generator: torch.Generator) -> Tensor:
+    def ask(self, k: int, draws: Draws) -> Tensor:
         """k points of each search, (T, k, d), on the sphere."""
         tasks, d = self.mean.shape
-        noise = torch.randn(tasks, k, d, generator=generator, dtype=self.mean.dtype)
+        noise = draws.normal(tasks, k, d, dtype=self.mean.dtype)
         return project_z(self.mean[:, None] + self.std[:, None] * noise)
 
     def tell(self, points: Tensor, scores: Tensor) -> None:
@@ -84,8 +86,8 @@ class Method(LookaheadMethod):
 
     config: Config
 
-    def __init__(self, config: Config, problem: Problem, seed: int) -> None:
-        super().__init__(config, problem, seed)
+    def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
+        super().__init__(config, problem, seeds)
         if config.minimum_sigma > config.sigma:
             raise UserError(
                 f"cem: minimum_sigma {config.minimum_sigma} is above sigma {config.sigma}, where "
@@ -104,7 +106,7 @@ class Method(LookaheadMethod):
         states = self.affordable_states
         if states == 0:
             return False
-        z = self.search.ask(self.config.latents, self.generator)
+        z = self.search.ask(self.config.latents, self.draws)
         self.search.tell(z, self.scores(z, self.task_starts(states)))
         self.z = self.search.mean.clone()
         return True

@@ -22,12 +22,14 @@ generation share. m starts at z_0, and proj(m) is evaluated.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from bfmpipe.adaptation.base import Problem
+from bfmpipe.adaptation.draws import Draws
 from bfmpipe.adaptation.lookahead import LookaheadConfig, LookaheadMethod
 from bfmpipe.networks import project_z
 
@@ -97,10 +99,10 @@ class CMA:
         eigenvalues, self.B = torch.linalg.eigh(self.C)
         self.D = eigenvalues.clamp_min(1e-30).sqrt()
 
-    def ask(self, generator: torch.Generator) -> Tensor:
+    def ask(self, draws: Draws) -> Tensor:
         """lambda points of each search, (T, lambda, d), float64."""
         tasks, d = self.mean.shape
-        noise = torch.randn(tasks, len(self.weights), d, generator=generator, dtype=self.mean.dtype)
+        noise = draws.normal(tasks, len(self.weights), d, dtype=self.mean.dtype)
         y = (noise * self.D[:, None]) @ self.B.mT
         return self.mean[:, None] + self.sigma[:, None, None] * y
 
@@ -155,8 +157,8 @@ class Method(LookaheadMethod):
 
     config: Config
 
-    def __init__(self, config: Config, problem: Problem, seed: int) -> None:
-        super().__init__(config, problem, seed)
+    def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
+        super().__init__(config, problem, seeds)
         self.search = CMA(
             problem.z,
             config.sigma,
@@ -169,7 +171,7 @@ class Method(LookaheadMethod):
         states = self.affordable_states
         if states == 0:
             return False
-        points = self.search.ask(self.generator)
+        points = self.search.ask(self.draws)
         z = project_z(points).to(self.z)
         self.search.tell(points, self.scores(z, self.task_starts(states)))
         self.search.rescale(math.sqrt(self.z.shape[-1]))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bfmpipe.adaptation.actors import ParallelMLP, Stacked, follow
 from bfmpipe.adaptation.base import Problem
+from bfmpipe.adaptation.draws import Draws
 from bfmpipe.agents import Model
 from bfmpipe.config import Config
 
@@ -82,15 +83,15 @@ class _MLPCritic(Critic):
         learning_rate: float,
         reads_latent: bool,
         zero: bool,
-        seed: int,
+        draws: Draws,
     ) -> None:
         self.problem = problem
         self.reads_latent = reads_latent
         inputs = problem.domain.obs_dim + problem.domain.action_dim
         inputs += problem.model.z_dim if reads_latent else 0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.online = TwinMLP(len(problem.tasks), inputs, hidden, zero=zero)
+        self.online = draws.network(
+            len(problem.tasks), lambda n: TwinMLP(n, inputs, hidden, zero=zero)
+        )
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.parameters = list(self.online.parameters())
         self.target_parameters = list(self.target.parameters())
@@ -121,14 +122,14 @@ class ResidualCritic(_MLPCritic):
     paper's.
     """
 
-    def __init__(self, problem: Problem, config: ResidualConfig, seed: int) -> None:
+    def __init__(self, problem: Problem, config: ResidualConfig, draws: Draws) -> None:
         super().__init__(
             problem,
             hidden=config.hidden_dim,
             learning_rate=config.learning_rate,
             reads_latent=config.residual_input == "state-action-latent",
             zero=True,
-            seed=seed,
+            draws=draws,
         )
         self.base_latent = config.base_latent
         self.calibration: tuple[Tensor, Tensor] | None = None
@@ -176,14 +177,14 @@ class FreshConfig(Config):
 class FreshCritic(_MLPCritic):
     """Two MLPs of (s, a) that start anywhere."""
 
-    def __init__(self, problem: Problem, config: FreshConfig, seed: int) -> None:
+    def __init__(self, problem: Problem, config: FreshConfig, draws: Draws) -> None:
         super().__init__(
             problem,
             hidden=config.critic_hidden_dim,
             learning_rate=config.critic_learning_rate,
             reads_latent=False,
             zero=False,
-            seed=seed,
+            draws=draws,
         )
 
     def q(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
@@ -217,7 +218,7 @@ class FinetunedCritic(Critic):
         domain, z, w = problem.domain, problem.z[0], problem.w[0]
         obs, action = torch.zeros(1, domain.obs_dim), torch.zeros(1, domain.action_dim)
         self.w = problem.w
-        self.psi = Stacked(_Psi(problem.model), len(problem.tasks), obs, action, z, w)
+        self.psi = Stacked(problem.each_task(_Psi), obs, action, z, w)
         self.target = self.psi.copied()
         self.parameters = list(self.psi.parameters.values())
         self.target_parameters = list(self.target.values())

@@ -19,6 +19,8 @@ above `shift_ratio`, or a candidate that lost its test, is a shift: the next rou
 All rollouts enter the replay buffer, so the critic learns in both modes and can fit again.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -56,9 +58,9 @@ class Method(SafeMethod):
 
     config: Config
 
-    def __init__(self, config: Config, problem: Problem, seed: int) -> None:
-        super().__init__(config, problem, seed)
-        self.lola = lola.Method(lola.Config(**config.lookahead.model_dump()), problem, seed)
+    def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
+        super().__init__(config, problem, seeds)
+        self.lola = lola.Method(lola.Config(**config.lookahead.model_dump()), problem, seeds)
         self.shifted = torch.zeros(len(problem.tasks), dtype=torch.bool)
         """Whose next round is a lookahead's, (T,)."""
         self.modes: list[Tensor] = []
@@ -84,12 +86,12 @@ class Method(SafeMethod):
         groups = steps // self.least_proposal
         shape = (len(self.problem.tasks), groups, k)
         before = self.mover.z.detach().clone()
-        noise = torch.randn(*shape, before.shape[-1], generator=self.generator)
+        noise = self.draws.normal(*shape, before.shape[-1])
         std = torch.where(lookahead, c.lookahead.sigma, c.latent_noise_std)[:, None, None, None]
         z = project_z(before[:, None, None] + std * noise)
         starts = np.repeat(self.lola.start_states(shape[0] * groups), k, axis=0)
         action_std = torch.where(lookahead, 0.0, c.noise_std)[:, None, None]
-        older = self.replay.sample(c.batch, self.generator)
+        older = self.replay.sample(c.batch, self.draws)
         horizon = c.lookahead.horizon
         seen = yield from self.play(z.flatten(1, 2), starts, horizon, action_std)
 
@@ -113,7 +115,7 @@ class Method(SafeMethod):
     def _some(self, seen: Rollout) -> Batch:
         """A batch of a rollout's transitions, uniform with replacement."""
         steps, tasks, n = seen.reward.shape
-        rows = torch.randint(steps * n, (tasks, self.config.batch), generator=self.generator)
+        rows = self.draws.integers(steps * n, tasks, self.config.batch)
         task = torch.arange(tasks)[:, None]
         return Batch(*(column.transpose(0, 1).flatten(1, 2)[task, rows] for column in seen))
 

@@ -11,6 +11,7 @@ All k latents of a group start from the same state: what the state is worth canc
 Ablations: `bootstrap: false`, `baseline: none`, `start_states: own`.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -44,8 +45,8 @@ class Method(LookaheadMethod):
 
     config: Config
 
-    def __init__(self, config: Config, problem: Problem, seed: int) -> None:
-        super().__init__(config, problem, seed)
+    def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
+        super().__init__(config, problem, seeds)
         self.mu = problem.z.clone()
         optimiser = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimiser]
         self.optimiser = optimiser([self.mu], lr=config.learning_rate)
@@ -66,7 +67,7 @@ class Method(LookaheadMethod):
         """The estimate of the ascent direction of mu, (T, d), from `states` start states."""
         c, discount = self.config, self.problem.model.discount
         shape = (len(self.problem.tasks), states, c.latents)
-        noise = torch.randn(*shape, self.mu.shape[-1], generator=self.generator)
+        noise = self.draws.normal(*shape, self.mu.shape[-1])
         z = project_z(self.mu[:, None, None] + c.sigma * noise)
         groups = shape[0] * states
         if c.start_states == "shared":

@@ -18,6 +18,8 @@ which, sigma being fixed, is behaviour cloning of the zero-shot actor with weigh
 The ablation of LoLA (Sikchi et al., arXiv 2504.07896) that searches actions instead of latents.
 """
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -48,8 +50,8 @@ class Method(LookaheadMethod):
 
     config: Config
 
-    def __init__(self, config: Config, problem: Problem, seed: int) -> None:
-        super().__init__(config, problem, seed)
+    def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
+        super().__init__(config, problem, seeds)
         self.actors = WeightsMover(problem, config.learning_rate)
 
     @torch.no_grad()
@@ -76,7 +78,7 @@ class Method(LookaheadMethod):
 
         def explore(obs: Tensor) -> Tensor:
             mean = self.act(obs)
-            noise = torch.randn(mean.shape, generator=self.generator)
+            noise = self.draws.normal(*mean.shape)
             passed.append(obs)
             drawn.append(mean + c.sigma * noise)
             return drawn[-1].clamp(-1, 1)

@@ -3,7 +3,7 @@
 R = sum_{t<n} gamma^t r_t + gamma^n psi(s_n, pi(s_n, z), z)^T w_0
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,8 +48,8 @@ class Lookahead(NamedTuple):
 class LookaheadMethod(Method):
     """Scores latents by lookahead from start states that all latents of a group share."""
 
-    def __init__(self, config: LookaheadConfig, problem: Problem, seed: int) -> None:
-        super().__init__(config, problem, seed)
+    def __init__(self, config: LookaheadConfig, problem: Problem, seeds: Sequence[int]) -> None:
+        super().__init__(config, problem, seeds)
         self.config = config
         one = config.latents * config.horizon
         if problem.budget < one:
@@ -68,9 +68,12 @@ class LookaheadMethod(Method):
 
     def start_states(self, n: int) -> Array:
         """n states (n, physics_dim): some that the data passed through, the others resets."""
-        visited = self.rng.random(n) < self.config.visited_fraction
-        starts = self.problem.domain.start_states(n, self.rng)
-        rows = self.rng.integers(len(self.problem.visited), size=n)
+        return self.draws.by_seed(n, self._start_states)
+
+    def _start_states(self, n: int, rng: np.random.Generator) -> Array:
+        visited = rng.random(n) < self.config.visited_fraction
+        starts = self.problem.domain.start_states(n, rng)
+        rows = rng.integers(len(self.problem.visited), size=n)
         return np.where(visited[:, None], self.problem.visited[rows], starts)
 
     def scores(self, z: Tensor, starts: Array) -> Tensor:

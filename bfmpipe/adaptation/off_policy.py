@@ -1,6 +1,7 @@
 """What off-policy methods share: environments that run on, a replay buffer, updates in step."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -9,8 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from bfmpipe.adaptation.base import Method, Problem
+from bfmpipe.adaptation.draws import Draws
 from bfmpipe.config import Config
-from bfmpipe.networks import add_noise
+from bfmpipe.networks import perturb
 from bfmpipe.types import UserError
 
 
@@ -64,10 +66,10 @@ class Replay:
         self.reward[:, rows], self.next_obs[:, rows] = reward, next_obs
         self.size += obs.shape[1]
 
-    def sample(self, n: int, generator: torch.Generator) -> Batch:
+    def sample(self, n: int, draws: Draws) -> Batch:
         """n transitions of every task, uniform with replacement."""
         tasks = len(self.obs)
-        rows = torch.randint(self.size, (tasks, n), generator=generator)
+        rows = draws.integers(self.size, tasks, n)
         task = torch.arange(tasks)[:, None]
         columns = (self.obs, self.action, self.reward, self.next_obs)
         return Batch(*(column[task, rows] for column in columns))
@@ -76,8 +78,8 @@ class Replay:
 class OffPolicyMethod(Method):
     """Collects with the current policy plus noise, and updates in proportion."""
 
-    def __init__(self, config: OffPolicyConfig, problem: Problem, seed: int) -> None:
-        super().__init__(config, problem, seed)
+    def __init__(self, config: OffPolicyConfig, problem: Problem, seeds: Sequence[int]) -> None:
+        super().__init__(config, problem, seeds)
         self.config = config
         self.name = type(self).__module__.rpartition(".")[2].replace("_", "-")
         if problem.budget < max(config.nenv, config.warmup_steps + 1):
@@ -109,7 +111,7 @@ class OffPolicyMethod(Method):
         if self.env_steps > self.config.warmup_steps:
             self.updates_due += self.config.nenv * self.config.updates_per_step
             while self.updates_due >= 1:
-                self.update(self.replay.sample(self.config.batch, self.generator))
+                self.update(self.replay.sample(self.config.batch, self.draws))
                 self.updates_due -= 1
         return True
 
@@ -121,7 +123,7 @@ class OffPolicyMethod(Method):
     def _collect(self) -> None:
         tasks, n = len(self.problem.tasks), self.config.nenv
         if self.episode_step == self.problem.domain.config.episode_steps:
-            starts = self.problem.domain.start_states(tasks * n, self.rng)
+            starts = self.draws.start_states(self.problem.domain, tasks * n)
             self.obs = torch.from_numpy(self.env.reset(starts)).view(tasks, n, -1)
             self.episode_step = 0
         action = self.explore(self.obs)
@@ -136,8 +138,8 @@ class OffPolicyMethod(Method):
 
     def explore(self, obs: Tensor) -> Tensor:
         """Actions (T, n, action_dim) to collect with."""
-        std = self.config.noise_std
-        return add_noise(self.act(obs), std, float("inf"), self.generator)
+        action = self.act(obs)
+        return perturb(action, self.draws.noise(action, self.config.noise_std))
 
 
 def check_finite(numbers: Tensor, problem: Problem, what: str) -> None:

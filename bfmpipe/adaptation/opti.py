@@ -25,15 +25,16 @@ Played are episodes from the task's own starts. Evaluated is proj(w_hat), never 
 latent; before the first step it is z_0. There is no critic but the frozen psi.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from bfmpipe.adaptation.base import Method as BaseMethod
 from bfmpipe.adaptation.base import Problem, act_by_latent
+from bfmpipe.adaptation.draws import Draws
 from bfmpipe.agents import Model
 from bfmpipe.config import Config as BaseConfig
 from bfmpipe.inference.reward import inverse_covariance
@@ -93,21 +94,21 @@ class Ridge:
         white = torch.linalg.solve_triangular(self.root, psi.double().mT, upper=False)
         return (psi.double() @ self.w[..., None])[..., 0] + beta * white.norm(dim=1)
 
-    def normal(self, n: int, scale: float, generator: torch.Generator) -> Tensor:
+    def normal(self, n: int, scale: float, draws: Draws) -> Tensor:
         """n draws (T, n, d) of N(w_hat, scale^2 A^-1)."""
-        return self.w[:, None] + scale * self._colour(self._noise(n, generator))
+        return self.w[:, None] + scale * self._colour(self._noise(n, draws))
 
-    def ellipsoid(self, n: int, radius: float, generator: torch.Generator) -> Tensor:
+    def ellipsoid(self, n: int, radius: float, draws: Draws) -> Tensor:
         """n draws (T, n, d), uniform in |w - w_hat|_A <= radius."""
-        noise = self._noise(n, generator)
+        noise = self._noise(n, draws)
         d = noise.shape[-1]
-        length = torch.rand(*noise.shape[:2], 1, generator=generator, dtype=noise.dtype) ** (1 / d)
+        length = draws.uniform(*noise.shape[:2], 1, dtype=noise.dtype) ** (1 / d)
         ball = length * torch.nn.functional.normalize(noise, dim=-1)
         return self.w[:, None] + radius * self._colour(ball)
 
-    def _noise(self, n: int, generator: torch.Generator) -> Tensor:
+    def _noise(self, n: int, draws: Draws) -> Tensor:
         tasks, d = self.w.shape
-        return torch.randn(tasks, n, d, generator=generator, dtype=torch.float64)
+        return draws.normal(tasks, n, d, dtype=torch.float64)
 
     def _colour(self, x: Tensor) -> Tensor:
         """A^-1/2 x: of covariance A^-1 where x (T, n, d) has the identity."""
@@ -117,8 +118,8 @@ class Ridge:
 class Method(BaseMethod):
     """OpTI on all tasks at once."""
 
-    def __init__(self, config: Config, problem: Problem, seed: int) -> None:
-        super().__init__(config, problem, seed)
+    def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
+        super().__init__(config, problem, seeds)
         self.config = config
         if problem.budget < config.nenv:
             raise UserError(
@@ -126,7 +127,7 @@ class Method(BaseMethod):
                 f"{config.nenv} environments; raise the budget or lower nenv"
             )
         self.ridge = Ridge(problem.w, config.ridge)
-        self.to_features = reward_features(problem, self.rng)
+        self.to_features = reward_features(problem, self.draws)
         self.env = problem.env(config.nenv)
         self.episode_step = problem.domain.config.episode_steps
 
@@ -138,7 +139,7 @@ class Method(BaseMethod):
         if self.left < c.nenv:
             return False
         if self.episode_step == length:
-            starts = problem.domain.start_states(tasks * c.nenv, self.rng)
+            starts = self.draws.start_states(problem.domain, tasks * c.nenv)
             self.obs = self._grouped(self.env.reset(starts))
             self.episode_step = 0
         steps = min(c.switch_every, length - self.episode_step, self.left // c.nenv)
@@ -149,7 +150,7 @@ class Method(BaseMethod):
             self.obs = self._grouped(self.env.step(action))
             rewards.append(torch.from_numpy(problem.reward(self.env, action)))
             phi = problem.model.phi(self.obs.flatten(0, 1)).double()
-            features.append((phi @ self.to_features).unflatten(0, (tasks, c.nenv)))
+            features.append(phi.unflatten(0, (tasks, c.nenv)) @ self.to_features)
         self.episode_step += steps
         self.env_steps += steps * c.nenv
         reward = torch.cat(rewards, 1)
@@ -170,9 +171,9 @@ class Method(BaseMethod):
         if c.exploration == "greedy":
             w = ridge.w[:, None].expand(-1, n, -1)
         elif c.exploration == "thompson":
-            w = ridge.normal(n, c.beta, self.generator)
+            w = ridge.normal(n, c.beta, self.draws)
         else:
-            w = ridge.ellipsoid(n * c.candidates, 2 * c.beta, self.generator)
+            w = ridge.ellipsoid(n * c.candidates, 2 * c.beta, self.draws)
             w = w.unflatten(1, (n, c.candidates))
             w[:, :, 0] = ridge.w[:, None]
             z = project_z(w).to(self.z)
@@ -196,15 +197,15 @@ def ridge_values(model: Model, ridge: Ridge, obs: Tensor, z: Tensor, beta: float
 
 
 @torch.no_grad()
-def reward_features(problem: Problem, rng: np.random.Generator) -> Tensor:
-    """The matrix (d, d), float64, from rows phi to rows x of the module's equations.
+def reward_features(problem: Problem, draws: Draws) -> Tensor:
+    """The matrices (T, d, d), float64, from rows phi to rows x of the module's equations.
 
     Raises:
         UserError: where it takes observations of stored states, and there are none.
     """
     model, domain = problem.model, problem.domain
     if model.inference_weights == "least-squares":
-        return torch.eye(model.z_dim, dtype=torch.float64)
+        return torch.eye(model.z_dim, dtype=torch.float64).expand(len(problem.tasks), -1, -1)
     if domain.observed_fields:
         raise UserError(
             f"opti: {domain.name} observes {', '.join(domain.observed_fields)}, which stored "
@@ -212,6 +213,11 @@ def reward_features(problem: Problem, rng: np.random.Generator) -> Tensor:
             "a model whose weights are found by least squares, or another method"
         )
     n = min(_SAMPLE, len(problem.visited))
-    physics = problem.visited[rng.choice(len(problem.visited), n, replace=False)]
-    obs = torch.from_numpy(domain.observe(domain.split(physics)))
-    return inverse_covariance(model.phi(obs))
+    sources = iter(draws.numpy)
+
+    def matrix(one: Model) -> Tensor:
+        physics = problem.visited[next(sources).choice(len(problem.visited), n, replace=False)]
+        obs = torch.from_numpy(domain.observe(domain.split(physics)))
+        return inverse_covariance(one.phi(obs))
+
+    return torch.stack(problem.each_task(matrix))

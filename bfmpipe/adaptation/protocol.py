@@ -39,6 +39,17 @@ class Evaluated:
     z: Array
     cosine: Array
 
+    def split(self, n: int) -> "tuple[Evaluated, ...]":
+        """The same of n models' tasks, each by itself."""
+        blocks = zip(
+            np.split(self.returns, n),
+            np.split(self.physics, n, axis=1),
+            np.split(self.z, n),
+            np.split(self.cosine, n),
+            strict=True,
+        )
+        return tuple(Evaluated(self.env_steps, *block) for block in blocks)
+
 
 def start_states(domain: Domain, config: Evaluation) -> Array:
     """The evaluation's start states, (episodes, physics_dim)."""

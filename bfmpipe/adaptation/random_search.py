@@ -14,6 +14,7 @@ Behind the lookahead stands the frozen psi^T w_0.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -45,8 +46,8 @@ class Method(LookaheadMethod):
 
     config: Config
 
-    def __init__(self, config: Config, problem: Problem, seed: int) -> None:
-        super().__init__(config, problem, seed)
+    def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
+        super().__init__(config, problem, seeds)
         domain, c = problem.domain, config
         if domain.observed_fields:
             raise UserError(
@@ -80,13 +81,15 @@ class Method(LookaheadMethod):
         """n latents for every task, (T, n, d)."""
         problem, c = self.problem, self.config
         shape = len(problem.tasks), n
-        rows = self.rng.integers(len(problem.visited), size=shape[0] * n)
+        rows = self.draws.by_seed(
+            shape[0] * n, lambda m, rng: rng.integers(len(problem.visited), size=m)
+        )
         physics = problem.visited[rows]
         obs = torch.from_numpy(problem.domain.observe(problem.domain.split(physics)))
         with torch.no_grad():
             z = project_z(problem.model.phi(obs)).unflatten(0, shape)
-        noise = torch.randn(*z.shape, generator=self.generator)
-        near = torch.rand(shape, generator=self.generator) < c.near_fraction
+        noise = self.draws.normal(*z.shape)
+        near = self.draws.uniform(*shape) < c.near_fraction
         return torch.where(near[..., None], project_z(problem.z[:, None] + c.sigma * noise), z)
 
     def _try_more(self) -> bool:

@@ -25,6 +25,6 @@ class Method(LatentMethod):
 
     config: Config
 
-    def make_critic(self, problem: Problem, seed: int) -> Critic:
+    def make_critic(self, problem: Problem) -> Critic:
         """Frozen base and residual."""
-        return ResidualCritic(problem, self.config, seed)
+        return ResidualCritic(problem, self.config, self.draws)

@@ -26,6 +26,6 @@ class Method(ActorMethod):
 
     config: Config
 
-    def make_critic(self, problem: Problem, seed: int) -> Critic:
+    def make_critic(self, problem: Problem) -> Critic:
         """Frozen base and residual."""
-        return ResidualCritic(problem, self.config, seed)
+        return ResidualCritic(problem, self.config, self.draws)

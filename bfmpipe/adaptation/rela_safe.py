@@ -44,8 +44,8 @@ class Method(SafeMethod):
         c, problem = self.config, self.problem
         tasks, n = len(problem.tasks), steps // self.least_proposal
         z = self.mover.z.detach()[:, None]
-        noise = torch.randn(tasks, n, z.shape[-1], generator=self.generator)
-        starts = problem.domain.start_states(tasks * n, self.rng)
+        noise = self.draws.normal(tasks, n, z.shape[-1])
+        starts = self.draws.start_states(problem.domain, tasks * n)
         z = project_z(z + c.latent_noise_std * noise)
         noise_std = torch.full((1, 1, 1), c.noise_std)
         yield from self.play(z, starts, self.least_proposal, noise_std)

@@ -13,7 +13,7 @@ The policy that is evaluated is the incumbent. All episodes enter the replay buf
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,8 +68,8 @@ Playing = Generator[bool, None, Rollout]
 class SafeMethod(Method):
     """The module's rounds; a subclass says how the candidate moves, and what that costs."""
 
-    def __init__(self, config: SafeConfig, problem: Problem, seed: int) -> None:
-        super().__init__(config, problem, seed)
+    def __init__(self, config: SafeConfig, problem: Problem, seeds: Sequence[int]) -> None:
+        super().__init__(config, problem, seeds)
         self.config = config
         name = type(self).__module__.rpartition(".")[2].replace("_", "-")
         episode = problem.domain.config.episode_steps
@@ -87,7 +87,7 @@ class SafeMethod(Method):
                 f"raise pairs, or lower confidence to at most {1 - 2.0**-config.pairs:g}"
             )
         domain, tasks = problem.domain, len(problem.tasks)
-        self.critic = ResidualCritic(problem, config, seed)
+        self.critic = ResidualCritic(problem, config, self.draws)
         self.mover = LatentMover(problem, config.latent_learning_rate)
         self.learner = ActorCritic(
             problem,
@@ -95,7 +95,7 @@ class SafeMethod(Method):
             self.critic,
             self.mover,
             Schedule(config.latent_every, config.latent_warmup_updates, 1),
-            self.generator,
+            self.draws,
         )
         self.replay = Replay(tasks, problem.budget, domain.obs_dim, domain.action_dim)
         self.accepted: list[Tensor] = []
@@ -139,7 +139,7 @@ class SafeMethod(Method):
         quiet = torch.arange(n) % 2 == 0
         z = problem.z[:, None].expand(-1, n, -1)
         noise = torch.where(quiet, 0.0, c.noise_std)[:, None]
-        starts = problem.domain.start_states(tasks * n, self.rng)
+        starts = self.draws.start_states(problem.domain, tasks * n)
         seen = yield from self.play(z, starts, problem.domain.config.episode_steps, noise)
         if c.calibrate:
             states = torch.cat([seen.obs, seen.next_obs[-1:]])[:, :, quiet]
@@ -147,7 +147,7 @@ class SafeMethod(Method):
             reward = seen.reward[:, :, quiet]
             self.critic.calibration = calibrate(values, reward, problem.model.discount)
         for _ in range(c.latent_warmup_updates):
-            self.learner.update(self.replay.sample(c.batch, self.generator))
+            self.learner.update(self.replay.sample(c.batch, self.draws))
         self.updates_due = 0.0
         yield True
 
@@ -159,7 +159,7 @@ class SafeMethod(Method):
 
     def _test(self) -> Script:
         c, domain, tasks = self.config, self.problem.domain, len(self.problem.tasks)
-        drawn = domain.start_states(tasks * c.pairs, self.rng).reshape(tasks, 1, c.pairs, -1)
+        drawn = self.draws.start_states(domain, tasks * c.pairs).reshape(tasks, 1, c.pairs, -1)
         starts = np.repeat(drawn, 2, axis=1).reshape(tasks * 2 * c.pairs, -1)
         candidate = self.mover.z.detach().clone()
         z = torch.stack([self.z, candidate], 1).repeat_interleave(c.pairs, dim=1)
@@ -178,7 +178,7 @@ class SafeMethod(Method):
     def learn(self) -> None:
         """The updates that are due."""
         while self.updates_due >= 1:
-            self.learner.update(self.replay.sample(self.config.batch, self.generator))
+            self.learner.update(self.replay.sample(self.config.batch, self.draws))
             self.updates_due -= 1
 
     def play(self, z: Tensor, starts: Array, steps: int, noise_std: Tensor) -> Playing:
@@ -200,7 +200,7 @@ class SafeMethod(Method):
         for step in range(steps):
             with torch.no_grad():
                 action = act_by_latent(problem.model, obs, z)
-                noise = noise_std * torch.randn(action.shape, generator=self.generator)
+                noise = noise_std * self.draws.normal(*action.shape)
                 action = (action + noise).clamp(-1, 1)
             flat = action.flatten(0, 1).numpy()
             next_obs = torch.from_numpy(env.step(flat)).view(tasks, n, -1)

@@ -27,6 +27,6 @@ class Method(ActorMethod):
 
     config: Config
 
-    def make_critic(self, problem: Problem, seed: int) -> Critic:
+    def make_critic(self, problem: Problem) -> Critic:
         """The model's value, learnt on."""
         return FinetunedCritic(problem, self.config.critic_learning_rate)

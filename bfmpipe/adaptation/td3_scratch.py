@@ -27,11 +27,11 @@ class Method(ActorMethod):
 
     config: Config
 
-    def make_critic(self, problem: Problem, seed: int) -> Critic:
+    def make_critic(self, problem: Problem) -> Critic:
         """New MLPs."""
-        return FreshCritic(problem, self.config, seed)
+        return FreshCritic(problem, self.config, self.draws)
 
-    def make_mover(self, problem: Problem, seed: int) -> Mover:
+    def make_mover(self, problem: Problem) -> Mover:
         """New actors."""
         c = self.config
-        return FreshMover(problem, c.actor_hidden_dim, c.actor_learning_rate, seed)
+        return FreshMover(problem, c.actor_hidden_dim, c.actor_learning_rate, self.draws)

@@ -20,6 +20,6 @@ class Method(LatentMethod):
 
     config: Config
 
-    def make_critic(self, problem: Problem, seed: int) -> Critic:
+    def make_critic(self, problem: Problem) -> Critic:
         """New MLPs."""
-        return FreshCritic(problem, self.config, seed)
+        return FreshCritic(problem, self.config, self.draws)

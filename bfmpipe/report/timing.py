@@ -40,8 +40,11 @@ def read(directory: Path) -> list[Job]:
 
 
 def of_method(jobs: list[Job], domain: str, agent: str, method: str) -> list[Job]:
-    """The jobs of rule adapt that ran a method, told by their names: domain-agent-seedN-method."""
-    name = re.compile(rf"{re.escape(f'{domain}-{agent}')}-seed\d+-{re.escape(method)}")
+    """The jobs of rule adapt that ran a method, told by their names.
+
+    They are domain-agent-seedN-method, or domain-agent-method for all seeds in one job.
+    """
+    name = re.compile(rf"{re.escape(f'{domain}-{agent}')}(-seed\d+)?-{re.escape(method)}")
     return [job for job in jobs if job.rule == "adapt" and name.fullmatch(job.name)]
 
 

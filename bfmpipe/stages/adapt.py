@@ -1,7 +1,8 @@
-"""Stage adapt: one adaptation method on all tasks of a domain, for one model."""
+"""Stage adapt: one adaptation method on all tasks of a domain, for one model, or one a seed."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from bfmpipe.envs.domain import Task
 from bfmpipe.progress import progress
 from bfmpipe.stages.infer import read_latents
 from bfmpipe.stages.sections import Families, Plugin, provenance
+from bfmpipe.types import UserError
 
 Table = tuple[pa.Schema, dict[str, Any]]
 
@@ -36,52 +38,75 @@ class Adapt(Config):
     every: int = Field(ge=1)
     """Episodes between evaluations."""
     evaluation: Evaluation
-    seed: int = Field(ge=0)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    """One model each. Several are adapted as one batch, each as it would be alone but for
+    rounding."""
 
 
 def adapt(
-    cfg: Adapt, *, model: Path, dataset: Path, latents: Path, curves: Path, trajectories: Path
+    cfg: Adapt,
+    *,
+    model: list[Path],
+    dataset: Path,
+    latents: list[Path],
+    curves: list[Path],
+    trajectories: list[Path],
 ) -> None:
-    """Spend the budget of every task, evaluating on the way; store curves and paths."""
+    """Spend the budget of every task, evaluating on the way; store curves and paths, one a seed."""
+    files = {"model": model, "latents": latents, "curves": curves, "trajectories": trajectories}
+    for name, paths in files.items():
+        if len(paths) != len(cfg.seeds):
+            raise UserError(f"{len(paths)} paths of {name} for {len(cfg.seeds)} seeds; one each")
     label = cfg.label or cfg.method.name
-    pretrained = api.load(model)
-    domain = pretrained.domain
+    pretrained = [api.load(directory) for directory in model]
+    domain = pretrained[0].domain
     tasks = cfg.tasks.tasks(domain)
-    evaluations = api.adapt(
+    evaluations = api.adapt_together(
         pretrained,
         tasks,
-        read_latents(latents, tasks, pretrained.model.z_dim),
+        [
+            read_latents(path, tasks, one.model.z_dim)
+            for path, one in zip(latents, pretrained, strict=True)
+        ],
         api.read_transitions(dataset, ("physics",)),
         method=cfg.method.name,
         episodes=cfg.episodes,
         every=cfg.every,
         evaluation=cfg.evaluation,
         settings=cfg.method.settings,
-        seed=cfg.seed,
+        seeds=cfg.seeds,
     )
-    points: list[Evaluated] = []
-    name = f"adapt {label} {cfg.agent} seed {cfg.seed}"
+    points: list[tuple[Evaluated, ...]] = []
+    which = " ".join(map(str, cfg.seeds))
+    name = f"adapt {label} {cfg.agent} seed{'s' * (len(cfg.seeds) > 1)} {which}"
     budget = cfg.episodes * domain.config.episode_steps
     with progress(budget, name, "step") as bar:
         for point in evaluations:
             points.append(point)
-            bar.set_postfix({"return": f"{point.returns.mean():.1f}"}, refresh=False)
-            bar.update(point.env_steps - bar.n)
+            returns = np.mean([one.returns.mean() for one in point])
+            bar.set_postfix({"return": f"{returns:.1f}"}, refresh=False)
+            bar.update(point[0].env_steps - bar.n)
 
     used = {"adaptation": cfg.method.name, "agents": cfg.agent, "envs": cfg.domain}
-    shape, columns = _curves(cfg, pretrained, tasks, points)
-    write_table(curves, shape, columns, provenance("adaptation", "adapt", cfg, **used))
-    shape, columns = _trajectories(tasks, {"before": points[0], "after": points[-1]})
-    write_table(trajectories, shape, columns, provenance("trajectories", "adapt", cfg, **used))
-    before, after = points[0].returns.mean(), points[-1].returns.mean()
-    print(
-        f"{curves}: mean return {before:.1f} -> {after:.1f} "
-        f"after {points[-1].env_steps:,} environment steps a task"
-    )
+    for i, seed in enumerate(cfg.seeds):
+        own = [point[i] for point in points]
+        together = {"seeds_together": list(cfg.seeds)} if len(cfg.seeds) > 1 else {}
+        for file, kind, (shape, columns) in (
+            (curves[i], "adaptation", _curves(cfg, seed, pretrained[i], tasks, own)),
+            (trajectories[i], "trajectories", _trajectories(tasks, own[0], own[-1])),
+        ):
+            origin = provenance(kind, "adapt", cfg, **used)
+            settings = {**origin.settings, "seeds": [seed], **together}
+            write_table(file, shape, columns, replace(origin, settings=settings))
+        before, after = own[0].returns.mean(), own[-1].returns.mean()
+        print(
+            f"{curves[i]}: mean return {before:.1f} -> {after:.1f} "
+            f"after {own[-1].env_steps:,} environment steps a task"
+        )
 
 
 def _curves(
-    cfg: Adapt, pretrained: api.Pretrained, tasks: list[Task], points: list[Evaluated]
+    cfg: Adapt, seed: int, pretrained: api.Pretrained, tasks: list[Task], points: list[Evaluated]
 ) -> Table:
     episode_steps = pretrained.domain.config.episode_steps
     count, rows = len(tasks), len(tasks) * len(points)
@@ -90,7 +115,7 @@ def _curves(
         "domain": [cfg.domain] * rows,
         "agent": [cfg.agent] * rows,
         "method": [cfg.label or cfg.method.name] * rows,
-        "seed": np.full(rows, cfg.seed),
+        "seed": np.full(rows, seed),
         "family": [task.family for task in tasks] * len(points),
         "task": [task.name for task in tasks] * len(points),
         "env_steps": env_steps,
@@ -112,9 +137,9 @@ def _curves(
     return pa.schema([pa.field(k, v, nullable=False) for k, v in kinds.items()]), columns
 
 
-def _trajectories(tasks: list[Task], phases: dict[str, Evaluated]) -> Table:
+def _trajectories(tasks: list[Task], before: Evaluated, after: Evaluated) -> Table:
     blocks = []
-    for phase, point in phases.items():
+    for phase, point in {"before": before, "after": after}.items():
         physics = point.physics[:, :, :SHOWN_EPISODES]
         steps, count, episodes, width = physics.shape
         blocks.append(

@@ -27,7 +27,8 @@ def describe(cfg: Describe, *, model: Path, zero_shot: Path, card: Path) -> None
     if made["method"]["name"] != "zero-shot":
         raise UserError(f"{zero_shot}: returns of {made['method']['name']}, not of zero-shot")
     whose, asked = (
-        f"{of['agent']} on {of['domain']} with seed {of['seed']}" for of in (made, said)
+        f"{of['agent']} on {of['domain']} with seed {seed}"
+        for of, seed in ((made, made["seeds"][0]), (said, said["seed"]))
     )
     if whose != asked:
         raise UserError(f"{zero_shot}: scores of {whose}, but {model} is {asked}")

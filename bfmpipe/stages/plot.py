@@ -210,4 +210,5 @@ def _trajectories(cfg: Plot, files: list[Path]) -> Iterator[tuple[int, Columns]]
         settings = origin.settings
         label = settings.get("label") or settings["method"]["name"]
         if (settings["domain"], settings["agent"], label) == wanted:
-            yield settings["seed"], table
+            (seed,) = settings["seeds"]
+            yield seed, table

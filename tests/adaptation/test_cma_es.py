@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bfmpipe.adaptation.cma_es import CMA
+from bfmpipe.adaptation.draws import Draws
 from bfmpipe.networks import project_z
 from tests.adaptation import toy
 
@@ -31,12 +32,12 @@ def rotation(d, seed=0):
 
 def evaluations(f, d, *, start, target=1e-9, runs=5, most=20_000, **settings):
     """Evaluations that each of `runs` searches takes until its best point is below the target."""
-    generator = torch.Generator().manual_seed(0)
+    draws = Draws([0])
     population = 4 + int(3 * math.log(d))
     search = CMA(torch.full((runs, d), start), 0.5, population, **settings)
     taken = torch.full((runs,), math.inf)
     for generation in range(1, most // population):
-        x = search.ask(generator)
+        x = search.ask(draws)
         value = f(x)
         search.tell(x, -value)
         hit = (value.amin(1) < target) & taken.isinf()
@@ -112,11 +113,11 @@ def by_the_book(mean, sigma, points_of, f, generations):
 
 @pytest.mark.parametrize("start", [1.0, 100.0])  # from afar p_sigma grows, and h is 0 at times
 def test_the_search_is_the_tutorials(start):
-    d, generator = 5, torch.Generator().manual_seed(0)
+    d, draws = 5, Draws([0])
     search = CMA(torch.full((2, d), start), 0.5, 8)
     asked = []
     for _ in range(25):
-        x = search.ask(generator)
+        x = search.ask(draws)
         asked.append(x.numpy())
         search.tell(x, -ellipsoid(x))
     for run in range(2):
@@ -158,9 +159,9 @@ def test_a_rotation_of_the_problem_changes_nothing():
 def test_only_the_order_of_the_scores_counts():
     searches = [CMA(torch.ones(2, 6), 0.3, 9) for _ in range(2)]
     for search, change in zip(searches, (lambda v: -v, lambda v: -(v**3) - 7), strict=True):
-        generator = torch.Generator().manual_seed(0)
+        draws = Draws([0])
         for _ in range(20):
-            x = search.ask(generator)
+            x = search.ask(draws)
             search.tell(x, change(sphere(x)))
     assert torch.equal(searches[0].mean, searches[1].mean)
 
@@ -171,9 +172,9 @@ def test_scaling_mean_and_sigma_together_changes_no_direction():
     found = []
     for rescaled in (False, True):
         search = CMA(torch.ones(2, 6), 0.3, 9)
-        generator = torch.Generator().manual_seed(0)
+        draws = Draws([0])
         for _ in range(30):
-            x = search.ask(generator)
+            x = search.ask(draws)
             search.tell(x, -(project_z(x) - goal).square().sum(-1))
             if rescaled:
                 search.rescale(6**0.5)
@@ -184,7 +185,7 @@ def test_scaling_mean_and_sigma_together_changes_no_direction():
 
 def test_equal_scores_move_nothing_and_only_their_own_task():
     search = CMA(torch.ones(2, 5), 0.2, 8)
-    x = search.ask(torch.Generator().manual_seed(0))
+    x = search.ask(Draws([0]))
     search.tell(x, torch.stack([torch.ones(8), torch.arange(8.0)]))
     still = (search.mean[0] == 1).all() and (search.C[0] == torch.eye(5)).all()
     assert still
@@ -195,9 +196,9 @@ def test_equal_scores_move_nothing_and_only_their_own_task():
 def test_tasks_do_not_feel_each_other():
     searches = [CMA(torch.ones(2, 5), 0.2, 8) for _ in range(2)]
     for search, scale in zip(searches, (1.0, -1.0), strict=True):
-        generator = torch.Generator().manual_seed(0)
+        draws = Draws([0])
         for _ in range(10):
-            x = search.ask(generator)
+            x = search.ask(draws)
             search.tell(x, -sphere(x) * torch.tensor([[1.0], [scale]]))
     assert torch.equal(searches[0].mean[0], searches[1].mean[0])
     assert not torch.equal(searches[0].mean[1], searches[1].mean[1])
@@ -208,9 +209,9 @@ def test_a_hundred_dimensions():
     reward, best = toy.rotated_quadratic(100, 10.0, seed=0)
     start = project_z(torch.randn(1, 100, generator=torch.Generator().manual_seed(0)))
     search = CMA(start, 0.3, 30)
-    generator = torch.Generator().manual_seed(0)
+    draws = Draws([0])
     for _ in range(400):
-        x = search.ask(generator)
+        x = search.ask(draws)
         z = project_z(x)
         search.tell(x, torch.from_numpy(reward(z[0].numpy() / 10))[None])
         search.rescale(10.0)

@@ -14,6 +14,7 @@ from bfmpipe.adaptation.critics import (
     ResidualConfig,
     ResidualCritic,
 )
+from bfmpipe.adaptation.draws import Draws
 from bfmpipe.adaptation.off_policy import Batch, UpdateConfig
 from bfmpipe.adaptation.safe import calibrate
 
@@ -33,10 +34,10 @@ def make_batch(seed=0):
 
 def critics(problem):
     return {
-        "residual": ResidualCritic(problem, ResidualConfig(learning_rate=1e-2), 0),
+        "residual": ResidualCritic(problem, ResidualConfig(learning_rate=1e-2), Draws([0])),
         "fine-tuned": FinetunedCritic(problem, 1e-2),
         "fresh": FreshCritic(
-            problem, FreshConfig(critic_hidden_dim=32, critic_learning_rate=1e-2), 0
+            problem, FreshConfig(critic_hidden_dim=32, critic_learning_rate=1e-2), Draws([0])
         ),
     }
 
@@ -89,7 +90,7 @@ def test_the_critics_of_a_task_do_not_feel_the_other(kind):
 def test_the_two_critics_differ():
     problem = make_problem()
     b = make_batch()
-    q = FreshCritic(problem, FreshConfig(), 0).q(b.obs, b.action, problem.z)
+    q = FreshCritic(problem, FreshConfig(), Draws([0])).q(b.obs, b.action, problem.z)
     assert q.shape == (T, 2, N)
     assert not torch.allclose(q[:, 0], q[:, 1])
 
@@ -127,9 +128,8 @@ def test_stacked_actors_are_the_models_actor():
 def learner(problem, mover, *, bc_coef=0.0, **settings):
     config = UpdateConfig(**settings)
     critic = critics(problem)["residual"]
-    generator = torch.Generator().manual_seed(0)
     schedule = Schedule(1, 0, 1)
-    return ActorCritic(problem, config, critic, mover, schedule, generator, bc_coef=bc_coef)
+    return ActorCritic(problem, config, critic, mover, schedule, Draws([0]), bc_coef=bc_coef)
 
 
 def test_targets_by_the_formula():

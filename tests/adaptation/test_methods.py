@@ -96,7 +96,9 @@ def make_problem(budget=200, model=None):
 
 def make(name, problem, seed=0, **settings):
     module = plugins.load("adaptation", name)
-    return module.Method(parse(module.Config, {**SETTINGS[name], **settings}, name), problem, seed)
+    return module.Method(
+        parse(module.Config, {**SETTINGS[name], **settings}, name), problem, [seed]
+    )
 
 
 STARTS_CONFIG = Evaluation(episodes=3)

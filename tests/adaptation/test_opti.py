@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from bfmpipe.adaptation.draws import Draws
 from bfmpipe.adaptation.opti import Ridge, reward_features
 from bfmpipe.types import UserError
 from tests.adaptation import toy
 
 D = 5
 GENERATOR = torch.Generator().manual_seed(0)
+DRAWS = Draws([1])
 X = torch.randn(2, 30, D, generator=GENERATOR, dtype=torch.float64)
 TRUE = torch.randn(2, D, generator=GENERATOR, dtype=torch.float64)
 PRIOR = torch.randn(2, D, generator=GENERATOR, dtype=torch.float64)
@@ -45,7 +47,7 @@ def test_the_optimistic_value_is_the_largest_in_the_ellipsoid():
     length = torch.einsum("tni,tij,tnj->tn", psi, inverse, psi).sqrt()
     w = ridge.w[:, None] + 0.8 * (psi @ inverse) / length[..., None]
     torch.testing.assert_close(value, (psi * w).sum(-1))
-    inside = ridge.ellipsoid(4000, 0.8, GENERATOR)
+    inside = ridge.ellipsoid(4000, 0.8, DRAWS)
     assert ((psi @ inside.mT).amax(-1) <= value + 1e-9).all()
     assert ((psi @ inside.mT).amax(-1) > (psi @ ridge.w[..., None])[..., 0]).all()
 
@@ -53,18 +55,18 @@ def test_the_optimistic_value_is_the_largest_in_the_ellipsoid():
 def test_draws_fill_the_ellipsoid_and_have_the_posteriors_covariance():
     ridge = Ridge(PRIOR, 0.5)
     ridge.tell(X, (X @ TRUE[..., None])[..., 0])
-    off = ridge.ellipsoid(40_000, 2.0, GENERATOR) - ridge.w[:, None]
+    off = ridge.ellipsoid(40_000, 2.0, DRAWS) - ridge.w[:, None]
     squared = torch.einsum("tni,tij,tnj->tn", off, ridge.A, off)
     assert squared.max() <= 4 + 1e-9
     # uniform in a ball of radius 2 in D dimensions: E r^2 = 4 D / (D + 2)
     assert squared.mean().item() == pytest.approx(4 * D / (D + 2), rel=0.01)
     inverse = torch.linalg.inv(ridge.A)
-    for draws, scale in ((off, 4 / (D + 2)), (ridge.normal(40_000, 0.3, GENERATOR), 0.09)):
+    for draws, scale in ((off, 4 / (D + 2)), (ridge.normal(40_000, 0.3, DRAWS), 0.09)):
         for t in range(2):
             covariance = torch.cov(draws[t].T)
             error = (covariance - scale * inverse[t]).norm() / (scale * inverse[t]).norm()
             assert error < 0.03
-    assert (ridge.normal(40_000, 0.3, GENERATOR).mean(1) - ridge.w).abs().max() < 0.01
+    assert (ridge.normal(40_000, 0.3, DRAWS).mean(1) - ridge.w).abs().max() < 0.01
 
 
 def linear(direction):
@@ -159,10 +161,10 @@ def test_where_weights_are_expectations_features_are_whitened():
     problem = toy.problem({"a": linear(BEST[0])}, INFERRED[:1])
     rng = np.random.default_rng(0)
     problem.visited[:, 5:] = rng.normal(size=(50, 5)) @ rng.normal(size=(5, 5))
-    assert torch.equal(reward_features(problem, rng), torch.eye(5).double())
+    assert torch.equal(reward_features(problem, DRAWS)[0], torch.eye(5).double())
     problem.model.inference_weights = "expectation"
     phi = torch.from_numpy(problem.visited[:, 5:].astype(np.float32)).double()
-    x = phi @ reward_features(problem, rng)
+    x = phi @ reward_features(problem, DRAWS)[0]
     reward = torch.from_numpy(rng.normal(size=50))
     w = torch.linalg.lstsq(x, reward[:, None]).solution[:, 0]
     torch.testing.assert_close(w, phi.T @ reward / 50, rtol=1e-6, atol=1e-8)

@@ -93,7 +93,7 @@ def problem(
 def make(name: str, problem: Problem, seed: int = 0, **settings):
     """A method by its name in configurations."""
     module = plugins.load("adaptation", name)
-    return module.Method(parse(module.Config, settings, name), problem, seed)
+    return module.Method(parse(module.Config, settings, name), problem, [seed])
 
 
 def rotated_quadratic(d: int, condition: float, seed: int) -> tuple[Reward, np.ndarray]:

@@ -252,8 +252,8 @@ JUDGED = ["all", "judge", "report"]
     [
         (
             "adaptation/rela.py",
-            "self.config, seed)",
-            "self.config, seed + 1)",
+            "self.config, self.draws)",
+            "self.config, Draws([1]))",
             ["adapt seed0 rela", "adapt seed1 rela", *AFTER],
         ),
         ("adaptation/rela.py", "class Method", "# a remark\nclass Method", []),
@@ -286,22 +286,27 @@ def test_one_core_and_one_seed_give_the_same_bytes_as_two_cores_and_two_seeds(
     assert [name for name, content in alone.items() if together[name] != content] == []
 
 
-def test_seeds_trained_together_give_every_file_of_the_model_in_one_job(
-    smoke, checkout, plan, tmp_path
-):
-    config = checkout.config(tmp_path / "together.yaml", pretrain={"seeds_together": True})
+def test_seeds_together_give_every_file_of_their_models_in_one_job(smoke, checkout, plan, tmp_path):
+    together = {"seeds_together": True}
+    config = checkout.config(tmp_path / "together.yaml", pretrain=together, adapt=together)
     run = tmp_path / "run"
-    assert plan(run, configfile=config).count("pretrain") == 1
+    jobs = plan(run, configfile=config)
+    assert jobs.count("pretrain") == 1
+    assert [job for job in jobs if job.startswith("adapt")] == sorted(f"adapt {m}" for m in METHODS)
     models = [MODEL.format(seed=seed) for seed in (0, 1)]
-    targets = [f"{model}/latents.parquet" for model in models]
+    targets = [f"{model}/adapt/lola.parquet" for model in models]
     done = checkout.run(run, *targets, configfile=config)
     assert done.returncode == 0, done.stdout
     together, alone = binaries(run), binaries(smoke)
     names = ("model/config.json", "model/model.safetensors", "losses.parquet")
-    tables = ("evaluations.parquet", "spectrum.parquet", "latents.parquet")
+    tables = ("evaluations.parquet", "spectrum.parquet", "latents.parquet", "adapt/lola.parquet")
     expected = {f"{model}/{name}" for model in models for name in (*names, *tables)}
     assert expected <= together.keys() & alone.keys()
     for model in models:
         one, _ = read_table(run / model / "losses.parquet", "losses")
         two, _ = read_table(smoke / model / "losses.parquet", "losses")
         np.testing.assert_allclose(one["fb_loss"], two["fb_loss"], rtol=1e-3)
+        one, _ = read_table(run / model / "adapt/lola.parquet", "adaptation")
+        two, _ = read_table(smoke / model / "adapt/lola.parquet", "adaptation")
+        assert one["seed"].tolist() == two["seed"].tolist()
+        np.testing.assert_allclose(one["z"], two["z"], rtol=0.05, atol=0.05)

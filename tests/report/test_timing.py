@@ -12,17 +12,19 @@ def test_reads_snakemakes_files(tmp_path):
     for rule, name, line in (
         ("pretrain", "maze-fb-seed0", "61.5\t0:01:01\t700.1\t1\t1\t1\t1\t1\t1\t120.25"),
         ("adapt", "maze-fb-seed0-lola", "0.2\t0:00:00\tNA\tNA\tNA\tNA\tNA\tNA\tNA\tNA"),
+        ("adapt", "maze-hilp-lola", "7\t0:00:07\t1\t1\t1\t1\t1\t1\t1\t8"),
         ("adapt", "maze-fb-seed0-lola-a", "5\t0:00:05\t1\t1\t1\t1\t1\t1\t1\t6"),
     ):
         (tmp_path / rule).mkdir(exist_ok=True)
         (tmp_path / rule / f"{name}.tsv").write_text(HEAD + line + "\n")
     jobs = timing.read(tmp_path)
-    assert [job.rule for job in jobs] == ["adapt", "adapt", "pretrain"]
-    assert jobs[2] == timing.Job("pretrain", "maze-fb-seed0", 61.5, 120.25, 700.1)
+    assert [job.rule for job in jobs] == ["adapt", "adapt", "adapt", "pretrain"]
+    assert jobs[3] == timing.Job("pretrain", "maze-fb-seed0", 61.5, 120.25, 700.1)
     (lola,) = timing.of_method(jobs, "maze", "fb", "lola")
     assert lola.wall == 0.2
     assert math.isnan(lola.cpu)
     assert [job.wall for job in timing.of_method(jobs, "maze", "fb", "lola-a")] == [5]
+    assert [job.wall for job in timing.of_method(jobs, "maze", "hilp", "lola")] == [7]
 
 
 def test_no_directory_no_jobs(tmp_path):

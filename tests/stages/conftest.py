@@ -189,7 +189,7 @@ def _trajectories(directory, method, seed, label=""):
         "agent": AGENT,
         "method": {"name": method, "settings": {}},
         "label": label,
-        "seed": seed,
+        "seeds": [seed],
     }
     path = directory / "adapt" / f"{label or method}-{seed}.trajectories.parquet"
     return _write(path, "trajectories", columns, types, settings)

@@ -19,17 +19,18 @@ BUDGET = 4 * 20  # episodes x steps: see conftest
 
 
 def adapt(tiny, directory, method, settings=None, **changed):
+    """The files of one model."""
     chosen = {"name": method, "settings": METHODS[method] if settings is None else settings}
     curves = directory / f"{method}.parquet"
     trajectories = directory / f"{method}.trajectories.parquet"
     tiny.run(
         "adapt",
         settings=tiny.settings("adapt", method=chosen, **changed),
-        model=tiny.model,
+        model=[tiny.model],
         dataset=tiny.dataset,
-        latents=tiny.latents,
-        curves=curves,
-        trajectories=trajectories,
+        latents=[tiny.latents],
+        curves=[curves],
+        trajectories=[trajectories],
     )
     return curves, trajectories
 
@@ -172,7 +173,7 @@ def test_a_seed_decides_every_byte_at_any_thread_count(tiny, files, tmp_path, mo
 
 
 def test_another_seed_adapts_otherwise_from_the_same_start(tiny, curves, tmp_path):
-    file, _ = adapt(tiny, tmp_path, "lola", seed=1)
+    file, _ = adapt(tiny, tmp_path, "lola", seeds=[1])
     other = read_table(file, "adaptation")[0]
     np.testing.assert_array_equal(other["returns"][:2], curves["lola"]["returns"][:2])
     assert not np.array_equal(other["z"][-2:], curves["lola"]["z"][-2:])
@@ -204,3 +205,38 @@ def test_a_task_without_a_latent_is_refused(tiny, tmp_path):
     tasks = {"families": {"reach": {"names": ["reach_top_right"], "target_size": 0.1}}}
     with pytest.raises(UserError, match="no latent of task reach/reach_top_right"):
         adapt(tiny, tmp_path, "lola", tasks=tasks)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_seeds_adapted_together_are_those_adapted_alone(tiny, tmp_path, method):
+    """The model is the same for both; what differs is the method's seed."""
+    chosen = {"name": method, "settings": METHODS[method]}
+    together = {
+        kind: [tmp_path / f"{kind}{seed}" for seed in (0, 1)] for kind in ("curves", "trajectories")
+    }
+    tiny.run(
+        "adapt",
+        settings=tiny.settings("adapt", method=chosen, seeds=[0, 1]),
+        model=[tiny.model] * 2,
+        dataset=tiny.dataset,
+        latents=[tiny.latents] * 2,
+        **together,
+    )
+    for seed in (0, 1):
+        (tmp_path / str(seed)).mkdir()
+        alone = adapt(tiny, tmp_path / str(seed), method, seeds=[seed])
+        kinds = zip(alone, ("curves", "trajectories"), ("adaptation", "trajectories"), strict=True)
+        for file, name, kind in kinds:
+            one, origin = read_table(file, kind)
+            two, other = read_table(together[name][seed], kind)
+            assert other.settings == {**origin.settings, "seeds_together": [0, 1]}
+            for column, values in one.items():
+                if values.dtype.kind == "f":
+                    np.testing.assert_allclose(two[column], values, rtol=1e-3, atol=1e-4)
+                else:
+                    assert np.array_equal(two[column], values)
+
+
+def test_a_model_short_is_refused(tiny, tmp_path):
+    with pytest.raises(UserError, match="1 paths of model for 2 seeds"):
+        adapt(tiny, tmp_path, "lola", seeds=[0, 1])

@@ -23,11 +23,11 @@ def adapt(tiny, directory, method, settings=None, **changed):
     tiny.run(
         "adapt",
         settings=tiny.settings("adapt", method=method, **changed),
-        model=tiny.model,
+        model=[tiny.model],
         dataset=tiny.dataset,
-        latents=tiny.latents,
-        curves=directory / "curves.parquet",
-        trajectories=directory / "trajectories.parquet",
+        latents=[tiny.latents],
+        curves=[directory / "curves.parquet"],
+        trajectories=[directory / "trajectories.parquet"],
     )
     return directory / "curves.parquet"
 
@@ -108,7 +108,7 @@ def test_the_same_model_has_the_same_card_and_stays_as_it_is(tiny, text, zero_sh
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"seed": 1}, "scores of fb on point_mass_maze with seed 1, but"),
+        ({"seeds": [1]}, "scores of fb on point_mass_maze with seed 1, but"),
         ({"agent": "hilp"}, "scores of hilp on point_mass_maze with seed 0, but"),
         ({"domain": "walker"}, "scores of fb on walker with seed 0, but"),
         ({"method": {"name": "lola", "settings": {}}}, "returns of lola, not of zero-shot"),
