@@ -9,6 +9,7 @@ start-up and evaluations, on one thread. Both orders in turn, three rounds; medi
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -33,7 +34,7 @@ def main(config: str, episodes: str = "8") -> None:
     domain = pretrained[0].domain
     tasks = Families(families=section.tasks).tasks(domain)
     latents = [
-        read_latents(f"{p}/latents.parquet", tasks, pretrained[0].model.z_dim) for p in places
+        read_latents(Path(p, "latents.parquet"), tasks, pretrained[0].model.z_dim) for p in places
     ]
     data = api.read_transitions(f"{exp.results}/{name}/data.parquet", ("physics",))
     visited = data.physics[data.index]

@@ -3,8 +3,11 @@
 import csv
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from bfmpipe.types import UserError
 
@@ -46,6 +49,22 @@ def of_method(jobs: list[Job], domain: str, agent: str, method: str) -> list[Job
     """
     name = re.compile(rf"{re.escape(f'{domain}-{agent}')}(-seed\d+)?-{re.escape(method)}")
     return [job for job in jobs if job.rule == "adapt" and name.fullmatch(job.name)]
+
+
+def of_experiment(jobs: list[Job], experiment: Mapping[str, Any]) -> list[Job]:
+    """The jobs of an experiment, told by their names; others may share its directory.
+
+    All of them where it does not say what its domains, agents, seeds and methods are.
+    """
+    sections = ("domains", "agents", "seeds", "methods")
+    if not experiment.keys() >= set(sections):
+        return jobs
+    domains, agents, seeds, methods = ([*map(str, experiment[name])] for name in sections)
+    names = {"all", *domains}
+    for domain, agent in product(domains, agents):
+        models = [f"{domain}-{agent}", *(f"{domain}-{agent}-seed{seed}" for seed in seeds)]
+        names |= {*models, *(f"{model}-{method}" for model in models for method in methods)}
+    return [job for job in jobs if job.name in names]
 
 
 def _number(text: str | None) -> float:

@@ -57,7 +57,7 @@ def report(
         experiment=cfg.experiment,
         versions=origin.versions,
         digests=digests,
-        jobs=timing.read(benchmarks),
+        jobs=timing.of_experiment(timing.read(benchmarks), cfg.experiment),
         alarms=[_alarm(t) for t in trained if t.diverged_at is not None],
         trainings=len(trained),
     )

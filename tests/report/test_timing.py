@@ -27,6 +27,20 @@ def test_reads_snakemakes_files(tmp_path):
     assert [job.wall for job in timing.of_method(jobs, "maze", "hilp", "lola")] == [7]
 
 
+def test_jobs_of_other_experiments_in_the_same_place_are_left_out():
+    names = {
+        "collect": ("maze", "walker"),
+        "adapt": ("maze-fb-seed0-lola", "maze-fb-lola", "maze-fb-seed1-lola", "maze-fb-seed0-rela"),
+        "tabulate": ("all",),
+    }
+    jobs = [
+        timing.Job(rule, name, 1.0, 1.0, 1.0) for rule, found in names.items() for name in found
+    ]
+    experiment = {"domains": {"maze": {}}, "agents": {"fb": {}}, "seeds": [0], "methods": ["lola"]}
+    kept = [job.name for job in timing.of_experiment(jobs, experiment)]
+    assert kept == ["maze", "maze-fb-seed0-lola", "maze-fb-lola", "all"]
+
+
 def test_no_directory_no_jobs(tmp_path):
     assert timing.read(tmp_path / "missing") == []
 
