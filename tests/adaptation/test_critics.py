@@ -125,9 +125,9 @@ def test_stacked_actors_are_the_models_actor():
     assert any(bool((g[1] != 0).any()) for g in gradients)
 
 
-def learner(problem, mover, *, bc_coef=0.0, **settings):
+def learner(problem, mover, *, critic=None, bc_coef=0.0, **settings):
     config = UpdateConfig(**settings)
-    critic = critics(problem)["residual"]
+    critic = critic or critics(problem)["residual"]
     schedule = Schedule(1, 0, 1)
     return ActorCritic(problem, config, critic, mover, schedule, Draws([0]), bc_coef=bc_coef)
 
@@ -237,3 +237,25 @@ def test_a_value_that_knows_nothing_keeps_its_scale():
     scale, shift = calibrate(reported.expand(steps + 1, -1, -1), reward, gamma)
     assert scale.tolist() == [1, 1, 1]
     torch.testing.assert_close(shift, torch.tensor([0.0, -6.0, -1.5]))
+
+
+def test_with_the_initial_latent_in_the_base_z_moves_by_its_actions_alone():
+    problem = make_problem()
+    obs, action = make_batch().obs, make_batch().action
+    elsewhere = problem.z.roll(1, dims=-1)
+    critic = ResidualCritic(problem, ResidualConfig(base_latent="initial"), Draws([0]))
+    here = critic.q(obs, action, problem.z)
+    assert torch.equal(critic.q(obs, action, elsewhere), here)
+    assert torch.equal(critic.target_q(obs, action, elsewhere), here)
+    mover = LatentMover(problem, 0.1)
+    with torch.no_grad():
+        mover.z.copy_(elsewhere)
+    found = learner(problem, mover, critic=critic, ascend="first").mover_loss(obs)
+    (gradient,) = torch.autograd.grad(found, mover.z)
+    z = elsewhere.clone().requires_grad_()
+    actions = act_by_latent(problem.model, obs, z)
+    model, z_0, w = problem.model, problem.z[:, None], problem.w[:, None]
+    plain = -model.q_pairs(obs, actions, z_0, w).mean((1, 2)).sum()
+    (expected,) = torch.autograd.grad(plain, z)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(gradient, expected)
