@@ -136,22 +136,11 @@ class Method(BaseMethod):
             self.adapters = [self._train(*source) for source in sources]
         self._collect()
         phi, reward = torch.cat(self.phi, 1), torch.cat(self.reward, 1)
-        self.z = torch.cat(
-            [
-                self._propose(*one)
-                for one in zip(
-                    self.adapters,
-                    self.draws.torch,
-                    *(x.chunk(len(self.adapters)) for x in (phi, reward, *self._start)),
-                    strict=True,
-                )
-            ]
-        )
+        inputs = (phi, reward, self.problem.w, self.problem.z)
+        of_models = (x.chunk(len(self.adapters)) for x in inputs)
+        each = zip(self.adapters, self.draws.torch, *of_models, strict=True)
+        self.z = torch.cat([self._propose(*one) for one in each])
         return True
-
-    @property
-    def _start(self) -> tuple[Tensor, Tensor]:
-        return self.problem.w, self.problem.z
 
     @torch.no_grad()
     def _propose(
