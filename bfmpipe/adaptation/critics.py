@@ -1,6 +1,6 @@
 """What the actor-critic methods ascend: two values Q(s, a) for every task.
 
-    residual     psi(s, a, z_0)^T w_0, frozen, + residual_i(s, a), zero at first
+    residual     psi(s, a, z)^T w_0, frozen, + residual_i(s, a), zero at first
     fine-tuned   psi_i(s, a, z_0)^T w_0, all weights of psi learnt on
     fresh        an MLP that knows nothing of the model's
 
@@ -110,10 +110,11 @@ class ResidualConfig(Config):
 
     hidden_dim: int = Field(64, ge=1)
     learning_rate: float = Field(1e-4, gt=0)
-    base_latent: Literal["initial", "current"] = "initial"
-    """Whether the frozen base is the value of z_0's policy, or of the latent as it moves. With the
-    latter psi's own derivative by z decides where z goes: on a small model of the walker it is 25
-    times as long as what reaches z through its actions, and at odds with returns."""
+    base_latent: Literal["current", "initial"] = "current"
+    """Whether the frozen base is the value of the latent as it moves, or of z_0. With the former
+    psi's own derivative by z decides where z goes: on a small model of the walker it is 25 times as
+    long as what reaches z through its actions, and at odds with returns. With the latter nothing
+    holds z near z_0: on the maze it drifts away in 200 episodes."""
     residual_input: Literal["state-action", "state-action-latent"] = "state-action"
 
 
@@ -121,7 +122,7 @@ class ResidualCritic(_MLPCritic):
     """The frozen model's value plus what it gets wrong.
 
     Q_i(s, a) = scale psi(s, a, z)^T w_0 + shift + residual_i(s, a); scale 1 and shift 0 are the
-    paper's, and z is z_0 or the latent as it moves (`base_latent`).
+    paper's, and z is the latent as it moves or z_0 (`base_latent`).
     """
 
     def __init__(self, problem: Problem, config: ResidualConfig, draws: Draws) -> None:

@@ -3,7 +3,7 @@
 ReLA (`rela`) moves the latent that it plays, so that what its critic does not know yet is paid for
 in return. Here the latent that ascends is a candidate:
 
-    Q_i(s, a) = scale psi(s, a, z_0)^T w_0 + shift + residual_i(s, a)
+    Q_i(s, a) = scale psi(s, a, z)^T w_0 + shift + residual_i(s, a)
 
 with scale and shift of every task from the returns of zero-shot episodes, a residual that has
 learnt from those before z moves, and an incumbent, the one that is evaluated, whose place the
