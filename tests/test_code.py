@@ -192,5 +192,5 @@ def test_the_whole_of_bfmpipe_takes_no_time():
     code.digest(*names)
     first = time.process_time()
     code.digest(*names)
-    assert first - start < 1
+    assert first - start < 2  # of CPU: .6 on a quiet core, twice that beside other work
     assert time.process_time() - first < 0.05
