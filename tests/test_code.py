@@ -187,10 +187,12 @@ def test_the_whole_of_bfmpipe_takes_no_time():
     root = Path(code.__file__).parent
     files = [f.relative_to(root.parent).with_suffix("") for f in root.rglob("*.py")]
     names = [".".join(f.parts).removesuffix(".__init__") for f in files]
-    code._parse.cache_clear()
-    start = time.process_time()
-    code.digest(*names)
-    first = time.process_time()
-    code.digest(*names)
-    assert first - start < 2  # of CPU: .6 on a quiet core, twice that beside other work
-    assert time.process_time() - first < 0.05
+    first, again = [], []
+    for _ in range(3):  # the quickest of three: others use the core too
+        code._parse.cache_clear()
+        for times in (first, again):
+            start = time.process_time()
+            code.digest(*names)
+            times.append(time.process_time() - start)
+    assert min(first) < 1
+    assert min(again) < 0.05
