@@ -302,11 +302,6 @@ def perturb(action: Tensor, noise: Tensor) -> Tensor:
     return action + ((action + noise).clamp(-1, 1) - action).detach()
 
 
-def add_noise(action: Tensor, std: float, clip: float, generator: torch.Generator) -> Tensor:
-    """`perturb` by `clipped_noise`."""
-    return perturb(action, clipped_noise(action, std, clip, generator))
-
-
 def reduce_heads(x: Tensor, pessimism: float) -> Tensor:
     """mean - pessimism |x_1 - x_2| over the first axis of two heads: 0 the mean, .5 the minimum."""
     if pessimism == 0 or len(x) == 1:

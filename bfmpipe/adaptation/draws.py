@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bfmpipe.envs.domain import Domain
+from bfmpipe.networks import clipped_noise
 from bfmpipe.types import Array
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -38,8 +39,9 @@ class Draws:
         return self._each(rows, lambda n, g: torch.randint(high, (n, *shape), generator=g))
 
     def noise(self, like: Tensor, std: float, clip: float = float("inf")) -> Tensor:
-        """Gaussian noise of `std`, clipped at +-`clip`, of the shape of these actions."""
-        return (std * self.normal(*like.shape, dtype=like.dtype)).clamp(-clip, clip)
+        """`clipped_noise` of the shape of these actions (rows, ...)."""
+        blocks = zip(like.chunk(len(self.torch)), self.torch, strict=True)
+        return torch.cat([clipped_noise(block, std, clip, g) for block, g in blocks])
 
     def start_states(self, domain: Domain, n: int) -> Array:
         """n states that the domain's episodes begin with, (n, physics_dim)."""
