@@ -38,6 +38,8 @@ class LatentConfig(UpdateConfig):
     """Updates of the critic to one of the latent."""
     latent_warmup_updates: int = Field(1000, ge=0)
     """Updates of the critic before the latent moves."""
+    least_cosine: float = Field(-1.0, ge=-1, lt=1)
+    """Of the latent to z_0; where a step leads further away, it ends at this cosine."""
     latent_noise_std: float = Field(0.0, ge=0)
     """Standard deviation of the exploration noise on each coordinate of z."""
 
@@ -196,7 +198,7 @@ class LatentMethod(ActorCriticMethod):
             problem,
             config,
             self.make_critic(problem),
-            LatentMover(problem, config.latent_learning_rate),
+            LatentMover(problem, config.latent_learning_rate, config.least_cosine),
             Schedule(config.latent_every, config.latent_warmup_updates, 1),
             self.draws,
         )

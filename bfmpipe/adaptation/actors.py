@@ -143,10 +143,18 @@ class Mover(ABC):
 
 
 class LatentMover(Mover):
-    """z moves on the sphere, from z_0; the actor pi(s, z) is frozen."""
+    """z moves on the sphere, from z_0; the actor pi(s, z) is frozen.
 
-    def __init__(self, problem: Problem, learning_rate: float) -> None:
+    Args:
+        problem: has z_0.
+        learning_rate: Adam's.
+        least_cosine: of z to z_0; a step that leads further away ends on the edge of that cap.
+    """
+
+    def __init__(self, problem: Problem, learning_rate: float, least_cosine: float = -1.0) -> None:
         self.model = problem.model
+        self.initial = problem.z
+        self.least_cosine = least_cosine
         self.z = nn.Parameter(problem.z.clone())
         self.parameters = [self.z]
         self.optimiser = torch.optim.Adam([self.z], lr=learning_rate)
@@ -164,7 +172,8 @@ class LatentMover(Mover):
         """One step, and the projection to the sphere."""
         super().descend(loss)
         with torch.no_grad():
-            self.z.copy_(project_z(self.z))
+            z = project_z(self.z)
+            self.z.copy_(put_within(z, self.initial, self.least_cosine))
 
     @torch.no_grad()
     def put(self, z: Tensor, tasks: Tensor) -> None:
@@ -174,6 +183,20 @@ class LatentMover(Mover):
             state = self.optimiser.state[self.z].get(moment)
             if state is not None:
                 state[tasks] = 0
+
+
+def put_within(z: Tensor, centre: Tensor, least_cosine: float) -> Tensor:
+    """The nearest latents to z that have at least that cosine to a centre, (T, d).
+
+    Args:
+        z: (T, d), on the sphere |z| = sqrt(d).
+        centre: (T, d), on the same sphere.
+        least_cosine: -1 leaves every z where it is.
+    """
+    cosine = torch.nn.functional.cosine_similarity(z, centre, dim=-1)[:, None]
+    across = project_z(z - cosine * centre)
+    edge = least_cosine * centre + (1 - least_cosine**2) ** 0.5 * across
+    return torch.where(cosine < least_cosine, edge, z)
 
 
 class WeightsMover(Mover):

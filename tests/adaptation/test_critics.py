@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bfmpipe.adaptation.actor_critic import ActorCritic, Schedule
-from bfmpipe.adaptation.actors import LatentMover, WeightsMover, stacked_actor
+from bfmpipe.adaptation.actors import LatentMover, WeightsMover, put_within, stacked_actor
 from bfmpipe.adaptation.base import act_by_latent
 from bfmpipe.adaptation.critics import (
     FinetunedCritic,
@@ -17,6 +17,7 @@ from bfmpipe.adaptation.critics import (
 from bfmpipe.adaptation.draws import Draws
 from bfmpipe.adaptation.off_policy import Batch, UpdateConfig
 from bfmpipe.adaptation.safe import calibrate
+from bfmpipe.networks import project_z
 
 from .test_methods import make_problem
 
@@ -195,6 +196,36 @@ def test_latents_that_are_put_forget_their_moments():
     state = mover.optimiser.state[mover.z]
     assert not state["exp_avg"][0].any()
     assert state["exp_avg"][1].any()
+
+
+def test_a_latent_stays_within_its_cap():
+    problem = make_problem()
+    free, held = LatentMover(problem, 0.2), LatentMover(problem, 0.2, least_cosine=0.95)
+    direction = torch.randn(problem.z.shape, generator=torch.Generator().manual_seed(0))
+    inside = 0
+    for _ in range(20):
+        for mover in (free, held):
+            mover.descend((mover.z * direction).sum())
+        cosine = torch.cosine_similarity(held.z, problem.z, dim=-1)
+        assert (cosine >= 0.95 - 1e-6).all()
+        torch.testing.assert_close(held.z, project_z(held.z))
+        inside += int((cosine > 0.951).all())
+    assert 0 < inside < 20
+    assert (torch.cosine_similarity(free.z, problem.z, dim=-1) < 0.9).all()
+
+
+def test_the_edge_of_the_cap_is_its_nearest_point():
+    generator = torch.Generator().manual_seed(0)
+    z, centre = project_z(torch.randn(2, 5, 4, generator=generator, dtype=torch.float64))
+    found = put_within(z, centre, 0.9)
+    sample = project_z(torch.randn(200_000, 4, generator=generator, dtype=torch.float64))
+    for i in range(5):
+        cap = sample[torch.cosine_similarity(sample, centre[i], dim=-1) >= 0.9]
+        nearest = (cap - z[i]).norm(dim=-1).min()
+        assert float((found[i] - z[i]).norm()) <= float(nearest) + 1e-9
+        assert float(torch.cosine_similarity(found[i], centre[i], dim=0)) >= 0.9 - 1e-9
+    assert torch.equal(put_within(z, centre, -1.0), z)
+    assert torch.equal(put_within(centre, centre, 0.9), centre)
 
 
 def test_calibration_finds_the_true_scale_and_shift():
