@@ -7,7 +7,8 @@ in return. Here the latent that ascends is a candidate:
 
 with scale and shift of every task from the returns of zero-shot episodes, a residual that has
 learnt from those before z moves, and an incumbent, the one that is evaluated, whose place the
-candidate takes only if it wins paired episodes; see `safe`.
+candidate takes only if it does better in the same episodes; see `safe`. The candidate learns from
+its tests, so it need not play anything else.
 """
 
 import torch
@@ -20,8 +21,8 @@ from bfmpipe.networks import project_z
 class Config(SafeConfig):
     """Settings of the safe ReLA."""
 
-    train_episodes: int = Field(8, ge=1)
-    """Episodes of the candidate, with noise, between two tests."""
+    train_episodes: int = Field(0, ge=0)
+    """Further episodes of the candidate, with noise, between two tests."""
 
 
 class Method(SafeMethod):
@@ -29,25 +30,24 @@ class Method(SafeMethod):
 
     config: Config
 
-    @property
-    def least_proposal(self) -> int:
-        """One episode."""
-        return self.problem.domain.config.episode_steps
+    least_proposal = 0
 
     @property
     def proposal(self) -> int:
         """`train_episodes` of them."""
-        return self.config.train_episodes * self.least_proposal
+        return self.config.train_episodes * self.problem.domain.config.episode_steps
 
     def propose(self, steps: int) -> Script:
         """Episodes of the candidate, side by side, then the updates that are due."""
         c, problem = self.config, self.problem
-        tasks, n = len(problem.tasks), steps // self.least_proposal
-        z = self.mover.z.detach()[:, None]
-        noise = self.draws.normal(tasks, n, z.shape[-1])
-        starts = self.draws.start_states(problem.domain, tasks * n)
-        z = project_z(z + c.latent_noise_std * noise)
-        noise_std = torch.full((1, 1, 1), c.noise_std)
-        yield from self.play(z, starts, self.least_proposal, noise_std)
+        tasks, episode = len(problem.tasks), problem.domain.config.episode_steps
+        n = steps // episode
+        if n > 0:
+            z = self.mover.z.detach()[:, None]
+            noise = self.draws.normal(tasks, n, z.shape[-1])
+            starts = self.draws.start_states(problem.domain, tasks * n)
+            z = project_z(z + c.latent_noise_std * noise)
+            noise_std = torch.full((1, 1, 1), c.noise_std)
+            yield from self.play(z, starts, episode, noise_std)
         self.learn()
         yield True

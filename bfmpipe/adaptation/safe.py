@@ -1,14 +1,15 @@
-"""Adaptation that does not fall: a candidate learns, the incumbent is played until it is beaten.
+"""Adaptation that does not fall: a candidate learns, the incumbent is evaluated until it is beaten.
 
 1. Zero-shot episodes, with noise on the actions of every second one, fill the replay buffer. Those
    without calibrate the frozen value: Q = scale psi^T w_0 + shift, task by task (`calibrate`).
 2. The residual critic learns from them before anything moves.
-3. Rounds: the candidate's latent moves; then incumbent and candidate play episodes without noise
-   from the same fresh start states, paid from the budget. By the exact test of the signs of the
-   paired differences, the candidate takes the incumbent's place if its return is higher, and goes
-   back to the incumbent's latent if it is lower; else it goes on from where it is.
+3. Rounds: the candidate's latent moves; then it plays the episodes that the incumbent has played,
+   from the same start states, with noise on the same ones. By the exact test of the signs of the
+   paired differences, it takes the incumbent's place if its return is higher, and goes back to the
+   incumbent's latent if it is lower; else it goes on from where it is.
 
-The policy that is evaluated is the incumbent. All episodes enter the replay buffer.
+The policy that is evaluated is the incumbent. Its episodes are not played again, so a test costs
+those of the candidate alone. All episodes enter the replay buffer.
 """
 
 import itertools
@@ -42,12 +43,11 @@ class SafeConfig(LatentConfig, ResidualConfig):
     latent_learning_rate: float = Field(5e-4, gt=0)
     latent_every: int = Field(2, ge=1)
     latent_warmup_updates: int = Field(200, ge=0)
-    warmup_episodes: int = Field(8, ge=2)
-    """Zero-shot episodes a task at the beginning; `latent_warmup_updates` learn from them."""
+    warmup_episodes: int = Field(8, ge=2, le=16)
+    """Zero-shot episodes a task at the beginning; `latent_warmup_updates` learn from them. The
+    candidate plays the same ones in a test."""
     calibrate: bool = True
     """Whether zero-shot returns give the frozen value its scale and shift."""
-    pairs: int = Field(4, ge=2, le=16)
-    """Start states of an acceptance test; each costs two episodes."""
     confidence: float = Field(0.9, gt=0.5, lt=1)
     """Of an acceptance test, one-sided."""
 
@@ -72,23 +72,26 @@ class SafeMethod(Method):
         super().__init__(config, problem, seeds)
         self.config = config
         name = type(self).__module__.rpartition(".")[2].replace("_", "-")
-        episode = problem.domain.config.episode_steps
-        one = (config.warmup_episodes + 2 * config.pairs) * episode + self.least_proposal
-        if problem.budget < one:
+        n, episode = config.warmup_episodes, problem.domain.config.episode_steps
+        self.test_steps = n * episode
+        """Environment steps that a test costs."""
+        least = 2 * self.test_steps + self.least_proposal
+        if problem.budget < least:
             raise UserError(
                 f"{name}: a budget of {problem.budget} environment steps a task is too small for "
-                f"one acceptance test ({config.warmup_episodes} episodes of warm-up, a proposal of "
-                f"{self.least_proposal} steps, and 2 x {config.pairs} episodes of {episode} steps "
-                f"= {one}); raise the budget or lower warmup_episodes or pairs"
+                f"one acceptance test ({n} episodes of warm-up, a proposal of "
+                f"{self.least_proposal} steps, and {n} episodes of {episode} steps = {least}); "
+                "raise the budget or lower warmup_episodes"
             )
-        if 2.0**-config.pairs > 1 - config.confidence:
+        if 2.0**-n > 1 - config.confidence:
             raise UserError(
-                f"{name}: no test of {config.pairs} pairs has a confidence of {config.confidence}; "
-                f"raise pairs, or lower confidence to at most {1 - 2.0**-config.pairs:g}"
+                f"{name}: no test of {n} pairs of episodes has a confidence of "
+                f"{config.confidence}; raise warmup_episodes, or lower confidence to at most "
+                f"{1 - 2.0**-n:g}"
             )
         domain, tasks = problem.domain, len(problem.tasks)
         self.critic = ResidualCritic(problem, config, self.draws)
-        self.mover = LatentMover(problem, config.latent_learning_rate)
+        self.mover = LatentMover(problem, config.latent_learning_rate, config.least_cosine)
         self.learner = ActorCritic(
             problem,
             config,
@@ -126,30 +129,33 @@ class SafeMethod(Method):
     def _run(self) -> Script:
         """The module's script; it stops after every step of environments, with what is due done."""
         yield from self._warm_up()
-        test = 2 * self.config.pairs * self.problem.domain.config.episode_steps
-        while self.left >= test + self.least_proposal:
+        while self.left >= self.test_steps + self.least_proposal:
             # the last round takes what is left, so that the budget ends with a test
-            rounds = max(1, self.left // (test + self.proposal))
-            yield from self.propose(self.left // rounds - test)
+            rounds = max(1, self.left // (self.test_steps + self.proposal))
+            yield from self.propose(self.left // rounds - self.test_steps)
             yield from self._test()
 
     def _warm_up(self) -> Script:
         c, problem = self.config, self.problem
         tasks, n = len(problem.tasks), c.warmup_episodes
-        quiet = torch.arange(n) % 2 == 0
-        z = problem.z[:, None].expand(-1, n, -1)
-        noise = torch.where(quiet, 0.0, c.noise_std)[:, None]
-        starts = self.draws.start_states(problem.domain, tasks * n)
-        seen = yield from self.play(z, starts, problem.domain.config.episode_steps, noise)
+        self.starts = self.draws.start_states(problem.domain, tasks * n)
+        seen = yield from self._episodes(problem.z)
+        self.returns = seen.reward.double().sum(0)
         if c.calibrate:
-            states = torch.cat([seen.obs, seen.next_obs[-1:]])[:, :, quiet]
+            states = torch.cat([seen.obs, seen.next_obs[-1:]])[:, :, ::2]
             values = torch.stack([self._zero_shot_value(obs) for obs in states])
-            reward = seen.reward[:, :, quiet]
+            reward = seen.reward[:, :, ::2]
             self.critic.calibration = calibrate(values, reward, problem.model.discount)
         for _ in range(c.latent_warmup_updates):
             self.learner.update(self.replay.sample(c.batch, self.draws))
-        self.updates_due = 0.0
         yield True
+
+    def _episodes(self, z: Tensor) -> Playing:
+        """The episodes of the warm-up and of every test, of latents (T, d)."""
+        n = self.config.warmup_episodes
+        noise = torch.where(torch.arange(n) % 2 == 0, 0.0, self.config.noise_std)[:, None]
+        steps = self.problem.domain.config.episode_steps
+        return (yield from self.play(z[:, None].expand(-1, n, -1), self.starts, steps, noise))
 
     @torch.no_grad()
     def _zero_shot_value(self, obs: Tensor) -> Tensor:
@@ -158,18 +164,16 @@ class SafeMethod(Method):
         return self.critic.frozen(obs, act_by_latent(self.problem.model, obs, z), z)
 
     def _test(self) -> Script:
-        c, domain, tasks = self.config, self.problem.domain, len(self.problem.tasks)
-        drawn = self.draws.start_states(domain, tasks * c.pairs).reshape(tasks, 1, c.pairs, -1)
-        starts = np.repeat(drawn, 2, axis=1).reshape(tasks * 2 * c.pairs, -1)
         candidate = self.mover.z.detach().clone()
-        z = torch.stack([self.z, candidate], 1).repeat_interleave(c.pairs, dim=1)
-        seen = yield from self.play(z, starts, domain.config.episode_steps, torch.zeros(1, 1))
-        incumbents, candidates = seen.reward.double().sum(0).unflatten(1, (2, -1)).unbind(1)
-        gain = (candidates - incumbents).numpy()
+        seen = yield from self._episodes(candidate)
+        returns = seen.reward.double().sum(0)
+        gain = (returns - self.returns).numpy()
         better, worse = (
-            torch.from_numpy(sign_test(sign * gain) <= 1 - c.confidence) for sign in (1, -1)
+            torch.from_numpy(sign_test(sign * gain) <= 1 - self.config.confidence)
+            for sign in (1, -1)
         )
         self.z = torch.where(better[:, None], candidate, self.z)
+        self.returns = torch.where(better[:, None], returns, self.returns)
         self.mover.put(self.z, worse)
         self.accepted.append(better)
         self.rejected.append(worse)

@@ -106,5 +106,5 @@ def test_only_lookaheads_tasks_follow_it():
 
 
 def test_what_cannot_be_is_one_sentence():
-    with pytest.raises(UserError, match=r"hybrid: a budget of 130 .* a proposal of 20 steps"):
-        make(make_problem(budget=130))
+    with pytest.raises(UserError, match=r"hybrid: a budget of 90 .* a proposal of 20 steps"):
+        make(make_problem(budget=90))

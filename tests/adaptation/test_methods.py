@@ -28,11 +28,10 @@ SETTINGS = {
     "cma-es": {"states": 2, "latents": 4, "horizon": 5},
     "hybrid": {
         "warmup_episodes": 2,
-        "pairs": 2,
         "confidence": 0.7,
         "batch": 16,
         "latent_warmup_updates": 3,
-        "lookahead": {"states": 1, "latents": 4, "horizon": 20},
+        "lookahead": {"states": 1, "latents": 4, "horizon": 10},
     },
     "lola": {"states": 2, "latents": 4, "horizon": 5},
     "lola-a": {"states": 2, "latents": 4, "horizon": 5, "learning_rate": 1e-2},
@@ -55,7 +54,6 @@ SETTINGS = {
     "rela-safe": {
         "warmup_episodes": 2,
         "train_episodes": 2,
-        "pairs": 2,
         "confidence": 0.7,
         "batch": 16,
         "latent_warmup_updates": 3,
@@ -270,7 +268,7 @@ def test_budgets_too_small_say_so():
             make(name, make_problem(budget=20))
     for name in ("hybrid", "rela-safe"):
         with pytest.raises(UserError, match=f"{name}: .* too small for one acceptance test"):
-            make(name, make_problem(budget=100))
+            make(name, make_problem(budget=60))
 
 
 def test_lola_spends_what_is_left_on_fewer_start_states():

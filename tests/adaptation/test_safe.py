@@ -22,7 +22,6 @@ REWARDS = {
 SETTINGS = {
     "batch": 32,
     "warmup_episodes": 4,
-    "pairs": 4,
     "latent_warmup_updates": 50,
     "updates_per_step": 0.25,
     "latent_learning_rate": 0.02,
@@ -61,31 +60,65 @@ def test_sign_test_is_exact():
     assert np.mean(p <= 0.25) > 0.2  # and not by much less
 
 
+def after_a_test(method, candidate):
+    """The method after its warm-up and one test of a candidate."""
+
+    def script():
+        yield from method._warm_up()
+        method.mover.put(project_z(candidate), torch.tensor([True, True]))
+        yield from method._test()
+
+    method._script = script()
+    return finish(method)
+
+
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 def test_the_better_latent_wins_and_the_worse_one_goes_back(offset):
     """Also where start states are worth far more than latents: both meet the same ones."""
     problem = make_problem()
     problem.domain.offset = offset
-    method = make("rela-safe", problem)
-    method._script = method._test()
-    better = project_z(torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]))
-    method.mover.put(better, torch.tensor([True, True]))
-    finish(method)
-    assert method.env_steps == 2 * 4 * 10
+    better = torch.ones(2, D)
+    method = after_a_test(make("rela-safe", problem), better)
+    assert method.env_steps == 2 * 4 * 10  # the incumbent's episodes are the warm-up's
     assert method.accepted[0].tolist() == [True, False]
     assert method.rejected[0].tolist() == [False, True]
-    torch.testing.assert_close(method.z, torch.stack([better[0], problem.z[1]]))
+    torch.testing.assert_close(method.z, torch.stack([project_z(better)[0], problem.z[1]]))
     torch.testing.assert_close(method.mover.z.detach(), method.z)
+
+
+def test_the_next_candidate_is_measured_against_the_new_incumbent():
+    problem = make_problem()
+    before = problem.z.clone()
+    better = torch.ones(2, D)
+    method = after_a_test(make("rela-safe", problem), better)
+    method.mover.put(before, torch.tensor([True, True]))  # the worse one; the same as its own
+    method._script = method._test()
+    finish(method)
+    assert method.accepted[1].tolist() == [False, False]
+    assert method.rejected[1].tolist() == [True, False]
+    torch.testing.assert_close(method.z, torch.stack([project_z(better)[0], problem.z[1]]))
+
+
+def test_a_test_plays_the_warm_ups_episodes():
+    method = make("rela-safe", make_problem())
+    played, play = [], method.play
+
+    def watched(z, starts, steps, noise_std):
+        played.append((starts.copy(), noise_std.clone(), steps))
+        return (yield from play(z, starts, steps, noise_std))
+
+    method.play = watched
+    after_a_test(method, torch.ones(2, D))
+    (starts, noise, steps), (again, same_noise, same_steps) = played
+    np.testing.assert_array_equal(starts, again)
+    assert torch.equal(noise, same_noise)
+    assert noise.flatten().tolist() == pytest.approx([0.0, 0.2, 0.0, 0.2])
+    assert steps == same_steps == 10
 
 
 def test_equal_returns_decide_nothing():
     problem = make_problem()
-    method = make("rela-safe", problem)
-    method._script = method._test()
-    candidate = project_z(problem.z + torch.tensor([0.0, 0.8, -0.6]) * 0.1)  # at the same return
-    candidate = torch.stack([problem.z[0], problem.z[1]])
-    method.mover.put(candidate, torch.tensor([True, True]))
-    finish(method)
+    method = after_a_test(make("rela-safe", problem, noise_std=0.0), problem.z.clone())
     assert not method.accepted[0].any()
     assert not method.rejected[0].any()
 
@@ -119,15 +152,17 @@ def test_the_warmup_calibrates_by_the_zero_shot_returns():
     assert method.replay.size == 40
 
 
-def test_the_budget_ends_with_a_test():
+@pytest.mark.parametrize("train_episodes", [0, 3])
+def test_the_budget_ends_with_a_test(train_episodes):
     for episodes in (13, 21, 40, 41):
-        method = finish(make("rela-safe", make_problem(budget=10 * episodes), train_episodes=3))
+        problem = make_problem(budget=10 * episodes)
+        method = finish(make("rela-safe", problem, train_episodes=train_episodes))
         assert method.env_steps == 10 * episodes
-        assert len(method.accepted) == max(1, (episodes - 4) // 11)
+        assert len(method.accepted) == max(1, (episodes - 4) // (4 + train_episodes))
 
 
 def test_what_cannot_be_is_one_sentence():
-    with pytest.raises(UserError, match=r"rela-safe: a budget of 120 .* one acceptance test"):
-        make("rela-safe", make_problem(budget=120))
+    with pytest.raises(UserError, match=r"rela-safe: a budget of 70 .* one acceptance test"):
+        make("rela-safe", make_problem(budget=70))
     with pytest.raises(UserError, match=r"a confidence of 0.9; .* at most 0.875"):
-        make("rela-safe", make_problem(), pairs=3)
+        make("rela-safe", make_problem(), warmup_episodes=3)
