@@ -48,7 +48,7 @@ class SafeConfig(LatentConfig, ResidualConfig):
     candidate plays the same ones in a test."""
     calibrate: bool = True
     """Whether zero-shot returns give the frozen value its scale and shift."""
-    confidence: float = Field(0.9, gt=0.5, lt=1)
+    confidence: float = Field(0.75, gt=0.5, lt=1)
     """Of an acceptance test, one-sided."""
 
 

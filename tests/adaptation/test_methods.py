@@ -28,7 +28,6 @@ SETTINGS = {
     "cma-es": {"states": 2, "latents": 4, "horizon": 5},
     "hybrid": {
         "warmup_episodes": 2,
-        "confidence": 0.7,
         "batch": 16,
         "latent_warmup_updates": 3,
         "lookahead": {"states": 1, "latents": 4, "horizon": 10},
@@ -54,7 +53,6 @@ SETTINGS = {
     "rela-safe": {
         "warmup_episodes": 2,
         "train_episodes": 2,
-        "confidence": 0.7,
         "batch": 16,
         "latent_warmup_updates": 3,
     },

@@ -165,4 +165,4 @@ def test_what_cannot_be_is_one_sentence():
     with pytest.raises(UserError, match=r"rela-safe: a budget of 70 .* one acceptance test"):
         make("rela-safe", make_problem(budget=70))
     with pytest.raises(UserError, match=r"a confidence of 0.9; .* at most 0.875"):
-        make("rela-safe", make_problem(), warmup_episodes=3)
+        make("rela-safe", make_problem(), warmup_episodes=3, confidence=0.9)
