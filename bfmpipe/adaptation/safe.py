@@ -139,13 +139,16 @@ class SafeMethod(Method):
         c, problem = self.config, self.problem
         tasks, n = len(problem.tasks), c.warmup_episodes
         self.starts = self.draws.start_states(problem.domain, tasks * n)
+        """Of the episodes of the warm-up and all tests, (T n, physics_dim)."""
         seen = yield from self._episodes(problem.z)
         self.returns = seen.reward.double().sum(0)
+        """The incumbent's in them, (T, n)."""
         if c.calibrate:
             states = torch.cat([seen.obs, seen.next_obs[-1:]])[:, :, ::2]
             values = torch.stack([self._zero_shot_value(obs) for obs in states])
             reward = seen.reward[:, :, ::2]
             self.critic.calibration = calibrate(values, reward, problem.model.discount)
+        # beside those that are due: the first candidate has moved by them before its test
         for _ in range(c.latent_warmup_updates):
             self.learner.update(self.replay.sample(c.batch, self.draws))
         yield True
