@@ -15,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -23,16 +22,12 @@ import torch
 
 from benchmarks.leave_one_out import in_torch, weighted_sum
 from benchmarks.measuring import table
-from bfmpipe import api, experiment, plugins
+from benchmarks.runs import Run
 from bfmpipe.adaptation import lola
-from bfmpipe.adaptation.base import Problem
-from bfmpipe.config import parse
 from bfmpipe.inference.ranking import latent_values
 from bfmpipe.kernels import build_info
 from bfmpipe.networks import project_z
-from bfmpipe.stages.infer import read_latents
 from bfmpipe.stages.probe import _play_all
-from bfmpipe.stages.sections import Families
 
 UPDATES, ROUNDS = 4, 5
 
@@ -61,10 +56,10 @@ def leave_one_out_in_torch(reward, bootstrap, z, mu, *, sigma, discount):
     return in_torch(weighted_sum, reward, bootstrap, z, mu, **settings)
 
 
-def lola_update(problem: Problem, settings) -> dict[str, float]:
+def lola_update(run: Run) -> dict[str, float]:
     """Milliseconds an update, in all and by part."""
-    config = parse(plugins.load("adaptation", "lola").Config, settings, "lola")
-    method = lola.Method(config, problem, [0])
+    problem = run.problem()
+    method = run.make("lola", problem, [0], run.settings("lola"))
     spent: dict[str, float] = defaultdict(float)
     with (
         patch.object(lola, "leave_one_out", timed(lola.leave_one_out, spent, "returns")),
@@ -80,22 +75,14 @@ def lola_update(problem: Problem, settings) -> dict[str, float]:
 @torch.no_grad()
 def main(config: str, seed: str = "0") -> None:
     torch.set_num_threads(1)
-    exp = experiment.read(config)
-    name, agent = next(iter(exp.domains)), next(iter(exp.agents))
-    directory = Path(exp.results) / name / agent / f"seed{seed}"
-    pretrained = api.load(directory / "model")
-    domain, model = pretrained.domain, pretrained.model
-    tasks = Families(families=exp.domains[name].tasks).tasks(domain)
-    data = api.read_transitions(Path(exp.results) / name / "data.parquet")
-    latent = read_latents(directory / "latents.parquet", tasks, model.z_dim)
-    visited = data.physics[data.index]
-    problem = Problem(domain, model, tasks, latent.w, latent.z, 10**9, visited, threads=1)
+    run = Run(config, [int(seed)])
+    model, domain, data, probe = run.models[0], run.domain, run.data, run.experiment.probe
     rng = np.random.default_rng(0)
-    z = project_z(model.phi(torch.from_numpy(data.obs[rng.choice(data.index, exp.probe.latents)])))
-    starts = domain.start_states(exp.probe.episodes, rng)
+    z = project_z(model.phi(torch.from_numpy(data.obs[rng.choice(data.index, probe.latents)])))
+    starts = domain.start_states(probe.episodes, rng)
 
     start = time.perf_counter()
-    _, obs = _play_all(pretrained, tasks, z, starts)
+    _, obs = _play_all(run.pretrained[0], run.tasks, z, starts)
     playing = 1e3 * (time.perf_counter() - start)
     forms = {
         "kernels": nullcontext,
@@ -106,12 +93,12 @@ def main(config: str, seed: str = "0") -> None:
     for _ in range(ROUNDS):
         for form, within in forms.items():
             with within():
-                updates[form].append(lola_update(problem, exp.methods["lola"]))
+                updates[form].append(lola_update(run))
                 start = time.perf_counter()
-                latent_values(model, obs, z, latent.w)
+                latent_values(model, obs, z, run.w[0])
                 ranking[form].append(1e3 * (time.perf_counter() - start))
 
-    print(f"{name}, {agent}, {len(tasks)} tasks, one thread; {build_info()}")
+    print(f"{run.domain_name}, {run.agent}, {len(run.tasks)} tasks, one thread; {build_info()}")
     rows = []
     for form, found in updates.items():
         parts = [

@@ -15,7 +15,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -23,12 +22,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import table
-from bfmpipe import api, experiment, plugins
-from bfmpipe.adaptation.base import Method, Problem
-from bfmpipe.config import parse
+from benchmarks.runs import Run
+from bfmpipe import api
+from bfmpipe.adaptation.base import Problem
 from bfmpipe.envs.batched import BatchedEnv
 from bfmpipe.kernels import build_info
-from bfmpipe.stages.sections import Families
 
 UPDATES = 8
 
@@ -108,23 +106,18 @@ def counted(call: Callable[[], object], model: api.Model) -> Cost:
     return Cost(forward=counter.get_total_flops() - backward, backward=backward)
 
 
-def make(name: str, settings: dict[str, Any], problem: Problem) -> Method:
-    module = plugins.load("adaptation", name)
-    method: Method = module.Method(parse(module.Config, settings, name), problem, [0])
-    return method
-
-
-def lola_cost(settings: dict[str, Any], problem: Problem) -> Cost:
-    method = make("lola", settings, problem)
+def lola_cost(run: Run, settings: dict[str, Any]) -> Cost:
+    method = run.make("lola", run.problem(), [0], settings)
     once = timed(method.advance, UPDATES // 2)
     c = method.config
-    updates = problem.budget / (c.states * c.latents * c.horizon)
-    return once.plus(counted(method.advance, problem.model)).times(updates)
+    updates = run.budget / (c.states * c.latents * c.horizon)
+    return once.plus(counted(method.advance, method.problem.model)).times(updates)
 
 
-def rela_cost(settings: dict[str, Any], problem: Problem) -> Cost:
+def rela_cost(run: Run, settings: dict[str, Any]) -> Cost:
     """Of the steps, and of the updates between them."""
-    method = make("rela", {**settings, "latent_warmup_updates": 0}, problem)
+    problem = run.problem(budget=run.budget)
+    method = run.make("rela", problem, [0], {**settings, "latent_warmup_updates": 0})
     steps, updates = problem.budget // method.config.nenv, method.updates_allowed
 
     def step() -> None:
@@ -142,27 +135,16 @@ def rela_cost(settings: dict[str, Any], problem: Problem) -> Cost:
 
 def main(config: str, seed: str = "0") -> None:
     torch.set_num_threads(1)
-    exp = experiment.read(config)
-    name, agent = next(iter(exp.domains)), next(iter(exp.agents))
-    results = Path(exp.results) / name
-    pretrained = api.load(results / agent / f"seed{seed}" / "model")
-    domain, model = pretrained.domain, pretrained.model
-    tasks = Families(families=exp.domains[name].tasks).tasks(domain)
-    data = api.read_transitions(results / "data.parquet")
-    latent = api.infer(pretrained, tasks, data, inference=exp.infer)
-    budget = exp.adapt.episodes * domain.config.episode_steps
-    visited = data.physics[data.index]
-    problem = Problem(domain, model, tasks, latent.w, latent.z, budget, visited, threads=1)
-
-    own = dict(exp.methods.get("rela", {}))
+    run = Run(config, [int(seed)])
     costs = {
-        "LoLA": lola_cost(dict(exp.methods.get("lola", {})), problem),
-        "ReLA, the paper's settings": rela_cost({}, problem),
-        "ReLA, this run's": rela_cost(own, problem),
+        "LoLA": lola_cost(run, run.settings("lola")),
+        "ReLA, the paper's settings": rela_cost(run, {}),
+        "ReLA, this run's": rela_cost(run, run.settings("rela")),
     }
     print(
-        f"{name}, {agent}, {len(tasks)} tasks, {exp.adapt.episodes} episodes of "
-        f"{domain.config.episode_steps} steps a task, one thread; {build_info()}"
+        f"{run.domain_name}, {run.agent}, {len(run.tasks)} tasks, "
+        f"{run.experiment.adapt.episodes} episodes of {run.domain.config.episode_steps} steps a "
+        f"task, one thread; {build_info()}"
     )
     lola = costs["LoLA"]
     rows = []

@@ -1,10 +1,11 @@
-"""LoLA against a plain loop: python -m benchmarks.lola CONFIG [EPISODES] [SEED].
+"""LoLA against a plain loop: python -m benchmarks.lola CONFIG [EPISODES].
 
-CONFIG is the experiment file of a finished run; on its first domain and agent, all tasks, with the
-settings of its `lola`. The plain loop is the same update as one would first write it: one
-environment, one task after the other, forwards of batch 1, returns and gradient by loops. Both make
-the same updates from the same random numbers, in turns, on the threads of OMP_NUM_THREADS (torch's
-and the simulator's); the budget's wall time is that of one update times their number.
+CONFIG is the experiment file of a run that has reached `infer`; on its first domain and agent, all
+tasks, with the settings of its `lola`. The plain loop is the same update as one would first write
+it: one environment, one seed and task after the other, forwards of batch 1, returns and gradient by
+loops. Both make the same updates from the same random numbers, in turns, on the threads of
+OMP_NUM_THREADS (torch's and the simulator's); the budget's wall time is that of one update times
+their number. Once for the first seed, and once for all of them, which LoLA takes as one batch.
 """
 
 import math
@@ -12,39 +13,37 @@ import statistics
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks.measuring import table
-from bfmpipe import api, experiment
+from benchmarks.runs import Run
 from bfmpipe.adaptation import lola
-from bfmpipe.adaptation.base import Problem
 from bfmpipe.config import parse
 from bfmpipe.envs.batched import threads
 from bfmpipe.networks import project_z
-from bfmpipe.stages.infer import read_latents
-from bfmpipe.stages.sections import Families
 
 ROUNDS = 5
 
 
 class PlainLoop(lola.Method):
-    """The same estimate, one rollout at a time."""
+    """The same estimate, one rollout at a time; `normalise_advantages` and leave-one-out only."""
 
     @torch.no_grad()
-    def gradient(self, states: int) -> torch.Tensor:
+    def gradient(self, states: int) -> Tensor:
         c, d = self.config, self.mu.shape[-1]
         tasks = len(self.problem.tasks)
-        noise = torch.randn(tasks, states, c.latents, d, generator=self.generator)
+        noise = self.draws.normal(tasks, states, c.latents, d)
         starts = self.start_states(tasks * states).reshape(tasks, states, -1)
+        models = self.problem.each_task(lambda model: model)
         gradients = []
-        for t, task in enumerate(self.problem.tasks):
-            env = replace(self.problem, tasks=[task], threads=1).env(1)
+        for t, (task, model) in enumerate(zip(self.problem.tasks, models, strict=True)):
+            env = replace(self.problem, model=model, tasks=[task], threads=1).env(1)
             gradient, advantages = torch.zeros(d), []
             for s in range(states):
                 z = [project_z(self.mu[t] + c.sigma * noise[t, s, i]) for i in range(c.latents)]
-                returns = [self._return(env, task, starts[t, s], z_i, t) for z_i in z]
+                returns = [self._return(env, model, t, starts[t, s], z_i) for z_i in z]
                 for i, z_i in enumerate(z):
                     others = (sum(returns) - returns[i]) / (c.latents - 1)
                     advantages.append(returns[i] - others)
@@ -56,45 +55,29 @@ class PlainLoop(lola.Method):
         self.env_steps += states * c.latents * c.horizon
         return torch.stack(gradients)
 
-    def _return(self, env, task, start, z, t) -> float:
-        model, domain = self.problem.model, self.problem.domain
+    def _return(self, env, model, t, start, z) -> float:
+        domain, task = self.problem.domain, self.problem.tasks[t]
         obs = torch.from_numpy(env.reset(start[None]))
         total = 0.0
         for step in range(self.config.horizon):
             action = model.actor(obs, z[None]).numpy()
             obs = torch.from_numpy(env.step(action))
-            reward = float(task.reward(domain, env.fields(), action)[0])
+            reward = float(task.reward(domain, env.reached(), action)[0])
             total += model.discount**step * reward
-        w = self.problem.w[t]
-        value = model.psi(obs, model.actor(obs, z[None]), z[None]).mean(0)[0] @ w
+        value = model.psi(obs, model.actor(obs, z[None]), z[None]).mean(0)[0] @ self.problem.w[t]
         return total + model.discount**self.config.horizon * float(value)
 
 
-def main(config: str, episodes: str = "50", seed: str = "0") -> None:
-    exp = experiment.read(config)
-    name, agent = next(iter(exp.domains)), next(iter(exp.agents))
-    directory = Path(exp.results) / name / agent / f"seed{seed}"
-    pretrained = api.load(directory / "model")
-    tasks = Families(families=exp.domains[name].tasks).tasks(pretrained.domain)
-    data = api.read_transitions(Path(exp.results) / name / "data.parquet", ("physics",))
-    latent = read_latents(directory / "latents.parquet", tasks, pretrained.model.z_dim)
-    settings = parse(lola.Config, exp.methods["lola"], "lola")
-    problem = Problem(
-        domain=pretrained.domain,
-        model=pretrained.model,
-        tasks=tasks,
-        w=latent.w,
-        z=latent.z,
-        budget=10**9,
-        visited=data.physics[data.index],
-        threads=threads(),
-    )
+def compare(run: Run, rows: list[int], episodes: int) -> tuple[list[tuple[str, ...]], str]:
+    """Time both for these seeds; the table's rows, and a line on their ratio."""
+    settings = parse(lola.Config, run.settings("lola"), "lola")
+    problem = run.problem(rows, threads=threads())
     forms = {"batched": lola.Method, "plain loop": PlainLoop}
     seconds = {form: ([], []) for form in forms}
     gradients = {}
     for repeat in range(ROUNDS):
         for form, method in forms.items():
-            made = method(settings, problem, repeat)
+            made = method(settings, problem, [repeat + 100 * i for i in rows])
             wall, cpu = time.perf_counter(), time.process_time()
             gradients[form] = made.gradient(settings.states)
             seconds[form][0].append(time.perf_counter() - wall)
@@ -102,26 +85,41 @@ def main(config: str, episodes: str = "50", seed: str = "0") -> None:
         alike = torch.nn.functional.cosine_similarity(*gradients.values(), dim=-1)
         assert alike.min() > 0.99, f"the two do not estimate the same: cosines {alike.tolist()}"
     one = settings.states * settings.latents * settings.horizon
-    updates = math.ceil(int(episodes) * pretrained.domain.config.episode_steps / one)
-    medians = {form: [statistics.median(column) for column in s] for form, s in seconds.items()}
-    rows = [
-        (form, f"{1e3 * wall:.0f}", f"{1e3 * cpu:.0f}", f"{updates * wall:.1f}")
-        for form, (wall, cpu) in medians.items()
-    ]
-    print(
-        f"{name}, {agent}: {len(tasks)} tasks, {threads()} threads, an update of "
-        f"{settings.states} x {settings.latents} lookaheads of {settings.horizon} steps"
-    )
-    head = (
-        "LoLA",
-        "an update, ms",
-        "CPU, ms",
-        f"{episodes} episodes a task ({updates} updates), s",
-    )
-    print(table(head, rows))
-    plain, batched = medians["plain loop"][0], medians["batched"][0]
+    updates = math.ceil(episodes * run.domain.config.episode_steps / one)
+    lines = []
+    for form, (walls, cpus) in seconds.items():
+        wall, cpu = statistics.median(walls), statistics.median(cpus)
+        lines.append(
+            (
+                str(len(rows)),
+                form,
+                f"{1e3 * wall:.0f}",
+                f"{1e3 * cpu:.0f}",
+                f"{updates * wall:.1f}",
+            )
+        )
     ratios = [p / b for p, b in zip(seconds["plain loop"][0], seconds["batched"][0], strict=True)]
-    print(f"{plain / batched:.1f} x ({min(ratios):.1f} to {max(ratios):.1f} over {ROUNDS} rounds)")
+    told = (
+        f"{len(rows)} seeds: {statistics.median(ratios):.1f} x "
+        f"({min(ratios):.1f} to {max(ratios):.1f} over {ROUNDS} rounds); {updates} updates, the "
+        f"gradients' least cosine in the last round {alike.min():.6f}"
+    )
+    return lines, told
+
+
+def main(config: str, episodes: str = "50") -> None:
+    run = Run(config)
+    settings = parse(lola.Config, run.settings("lola"), "lola")
+    print(
+        f"{run.domain_name}, {run.agent}: {len(run.tasks)} tasks, {threads()} threads, an update "
+        f"of {settings.states} x {settings.latents} lookaheads of {settings.horizon} steps"
+    )
+    every = list(range(len(run.seeds)))
+    found = [compare(run, rows, int(episodes)) for rows in ([0], every)]
+    head = ("seeds", "LoLA", "an update, ms", "CPU, ms", f"{episodes} episodes a task, s")
+    print(table(head, [line for lines, _ in found for line in lines]))
+    for _, told in found:
+        print(told)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def calls_of(name: str, task_name: str, threads: int) -> dict[str, Callable[[], 
     def batch() -> None:
         action = next_actions()
         envs[0].step(action)
-        task.reward(domain, envs[0].fields(), action)
+        task.reward(domain, envs[0].reached(), action)
 
     def physics() -> None:
         controls[:] = next_actions()
@@ -129,7 +129,7 @@ def calls_of(name: str, task_name: str, threads: int) -> dict[str, Callable[[], 
     def batch_acting() -> None:
         action = policy(torch.from_numpy(latest[1])).numpy()
         latest[1] = envs[1].step(action)
-        task.reward(domain, envs[1].fields(), action)
+        task.reward(domain, envs[1].reached(), action)
 
     def loop_acting() -> None:
         for _ in range(LOOP):

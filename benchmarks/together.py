@@ -9,16 +9,10 @@ start-up and evaluations, on one thread. Both orders in turn, three rounds; medi
 import statistics
 import sys
 import time
-from pathlib import Path
 
 import torch
 
-from bfmpipe import api, experiment, plugins
-from bfmpipe.adaptation.base import Problem
-from bfmpipe.agents.stack import Stack
-from bfmpipe.config import parse
-from bfmpipe.stages.infer import read_latents
-from bfmpipe.stages.sections import Families
+from benchmarks.runs import Run
 
 ROUNDS = 3
 
@@ -26,48 +20,26 @@ ROUNDS = 3
 def main(config: str, episodes: str = "8") -> None:
     """Print a table of one row a method."""
     torch.set_num_threads(1)
-    exp = experiment.read(config)
-    name, section = next(iter(exp.domains.items()))
-    agent = next(iter(exp.agents))
-    places = [f"{exp.results}/{name}/{agent}/seed{seed}" for seed in exp.seeds]
-    pretrained = [api.load(f"{place}/model") for place in places]
-    domain = pretrained[0].domain
-    tasks = Families(families=section.tasks).tasks(domain)
-    latents = [
-        read_latents(Path(p, "latents.parquet"), tasks, pretrained[0].model.z_dim) for p in places
-    ]
-    data = api.read_transitions(f"{exp.results}/{name}/data.parquet", ("physics",))
-    visited = data.physics[data.index]
-    budget = int(episodes) * domain.config.episode_steps
-
-    def problem(rows: list[int]) -> Problem:
-        models = [pretrained[i].model for i in rows]
-        return Problem(
-            domain=domain,
-            model=models[0] if len(rows) == 1 else Stack(models),
-            tasks=tasks * len(rows),
-            w=torch.cat([latents[i].w for i in rows]),
-            z=torch.cat([latents[i].z for i in rows]),
-            budget=budget,
-            visited=visited,
-            threads=1,
-        )
+    run = Run(config)
+    budget = int(episodes) * run.domain.config.episode_steps
 
     def spend(method: str, rows: list[int]) -> tuple[float, float]:
-        module = plugins.load("adaptation", exp.plugin_of(method))
-        settings = {k: v for k, v in exp.methods[method].items() if k != "method"}
-        config = parse(module.Config, settings, method)
-        running = module.Method(config, problem(rows), [exp.seeds[i] for i in rows])
+        problem = run.problem(rows, budget=budget)
+        seeds = [run.seeds[i] for i in rows]
+        running = run.make(method, problem, seeds, run.settings(method))
         cpu, wall = time.process_time(), time.perf_counter()
         while running.advance():
             pass
         return time.process_time() - cpu, time.perf_counter() - wall
 
-    every = list(range(len(places)))
-    print(f"{config}: {len(places)} seeds, {len(tasks)} tasks, {episodes} episodes; seconds of CPU")
+    every = list(range(len(run.seeds)))
+    print(
+        f"{config}: {len(run.seeds)} seeds, {len(run.tasks)} tasks, {episodes} episodes; "
+        "seconds of CPU"
+    )
     print("| method | one after the other | together | ratio, CPU | ratio, wall |")
     print("| --- | --- | --- | --- | --- |")
-    for method in exp.methods:
+    for method in run.experiment.methods:
         if method == "zero-shot":
             continue
         apart, joint = [], []

@@ -58,20 +58,14 @@ class Problem:
         seeds = len(self.models)
         count = len(self.tasks) // seeds
         n = env.nenv // len(self.tasks)
-
-        def of_task(x: Array, i: int) -> Array:
-            rows: Array = x.reshape(seeds, count, n, *x.shape[1:])[:, i]
-            return rows.reshape(seeds * n, *x.shape[1:])
-
-        rewards = [
-            task.reward(
-                self.domain,
-                {name: of_task(field, i) for name, field in env.fields().items()},
-                of_task(action, i),
-            ).reshape(seeds, n)
-            for i, task in enumerate(self.tasks[:count])
-        ]
-        return np.stack(rewards, axis=1).reshape(len(self.tasks), n)
+        rows = np.arange(env.nenv).reshape(seeds, count, n)
+        physics = env.reached()
+        rewards = np.empty((seeds, count, n))
+        for i, task in enumerate(self.tasks[:count]):
+            of_task = rows[:, i].ravel() if seeds > 1 else slice(i * n, (i + 1) * n)
+            reward = task.reward(self.domain, physics.rows(of_task), action[of_task])
+            rewards[:, i] = reward.reshape(seeds, n)
+        return rewards.reshape(len(self.tasks), n)
 
 
 class Method(ABC):

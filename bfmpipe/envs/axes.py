@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bfmpipe.envs.domain import Domain
-from bfmpipe.envs.planar import Frame
+from bfmpipe.envs.planar import Frame, PlanarDomain
 from bfmpipe.types import Array
 
 _BLOCK = 65536  # states at a time
@@ -51,7 +51,8 @@ def coordinates(domain: Domain, physics: Array) -> Array:
 
 def _torso(domain: Domain, fields: Mapping[str, Array]) -> Frame:
     """Of a planar domain."""
-    return domain.tree.frames(fields["qpos"], fields["qvel"], bodies=1)[0]  # type: ignore[attr-defined]
+    assert isinstance(domain, PlanarDomain)
+    return domain.tree.frames(fields["qpos"], fields["qvel"], bodies=1)[0]
 
 
 def _planar(

@@ -1,12 +1,14 @@
 """Many simulations of one domain, stepped as one batch on a thread pool."""
 
 import os
+from typing import Any
 
 import mujoco
 import numpy as np
 from mujoco.batch import Batch
 
 from bfmpipe.envs.domain import Domain
+from bfmpipe.envs.tasks import Physics
 from bfmpipe.types import Array, UserError
 
 # Position- and velocity-dependent fields then describe the state after the step, as dm_control's.
@@ -74,9 +76,9 @@ class BatchedEnv:
         """Observations (nenv, obs_dim), float32, a copy."""
         return self.domain.observe(self._fields)
 
-    def fields(self) -> dict[str, Array]:
-        """The domain's MjData fields, live: copy what you keep."""
-        return self._fields
+    def reached(self) -> Physics[Any]:
+        """What rewards of the states just reached are made of; of no use after the next step."""
+        return self.domain.Physics(self.domain, self._fields)
 
 
 def threads() -> int:

@@ -21,11 +21,8 @@ from pydantic import Field
 
 from bfmpipe.config import Config as BaseConfig
 from bfmpipe.envs.batched import threads
-from bfmpipe.envs.domain import Domain as BaseDomain
 from bfmpipe.envs.domain import DomainConfig, Task
-from bfmpipe.envs.planar import Frame, PlanarTree
-from bfmpipe.envs.tasks import Physics as BasePhysics
-from bfmpipe.envs.tasks import quantity
+from bfmpipe.envs.planar import PlanarDomain, PlanarPhysics
 from bfmpipe.types import Array
 
 _SPEED = {"run": 10.0, "run_backward": -10.0, "walk": 2.0, "walk_backward": -2.0}  # metres a second
@@ -44,49 +41,17 @@ class TaskConfig(BaseConfig):
     """A task's name says all."""
 
 
-class Physics(BasePhysics["Domain"]):
-    """What a reward of one's own can be made of."""
-
-    @quantity
-    def torso_height(self) -> Array:
-        """Height of the torso's centre above the ground (n,), metres."""
-        return self._torso().z
-
-    @quantity
-    def torso_upright(self) -> Array:
-        """The torso's z axis's share of the vertical (n,): 1 upright, -1 upside down."""
-        return self._torso().cos
-
-    @quantity
-    def velocity(self) -> Array:
-        """vx (forward), vz (up) of the centre of mass (n, 2), metres a second."""
-        return np.stack(self.domain.tree.velocity(self.qpos, self.qvel), axis=1)
-
-    @quantity
-    def angular_momentum(self) -> Array:
-        """About the y axis and the centre of mass (n,), kg m^2 / s: positive forward."""
-        return self.domain.tree.angular_momentum(self.qpos, self.qvel)
-
-    def _torso(self) -> Frame:
-        return self.domain.tree.frames(self.qpos, self.qvel, bodies=1)[0]
-
-
-class Domain(BaseDomain):
+class Domain(PlanarDomain):
     """Observation: height, angle, joint angles, and all velocities.
 
-    Action: torques of the back thigh, shin and foot, then the front ones. Everything is computed
-    from qpos and qvel, so stored physics states are enough for observations as well.
+    Action: torques of the back thigh, shin and foot, then the front ones.
     """
 
     TaskConfig = TaskConfig
     task_names: ClassVar[tuple[str, ...]] = (*_SPEED, *_MOMENTUM)
-    fields: ClassVar[tuple[str, ...]] = ("qpos", "qvel")
-    Physics = Physics
 
     def __init__(self, name: str, config: DomainConfig) -> None:
-        super().__init__(name, config)
-        self.model = _load()
-        self.tree = PlanarTree(self.model)
+        super().__init__(name, config, _load())
         self.obs_dim = int(self.model.nq - 1 + self.model.nv)
 
     def observe(self, fields: Mapping[str, Array]) -> Array:
@@ -94,13 +59,12 @@ class Domain(BaseDomain):
         qpos, qvel = fields["qpos"], fields["qvel"]
         return np.concatenate([qpos[:, 1:], qvel], axis=1, dtype=np.float32)
 
-    def reward(self, task: Task, fields: Mapping[str, Array], action: Array) -> Array:
+    def reward(self, task: Task, physics: PlanarPhysics, action: Array) -> Array:
         """Of the state reached alone, in [0, 1]; `action` plays no part."""
-        qpos, qvel = fields["qpos"], fields["qvel"]
         if task.name in _MOMENTUM:
-            value, full = self.tree.angular_momentum(qpos, qvel), _MOMENTUM[task.name]
+            value, full = physics.angular_momentum, _MOMENTUM[task.name]
         else:
-            value, full = self.tree.velocity(qpos, qvel)[0], _SPEED[task.name]
+            value, full = physics.velocity[:, 0], _SPEED[task.name]
         return np.clip(value / full, 0, 1)
 
     def start_states(self, n: int, rng: np.random.Generator) -> Array:

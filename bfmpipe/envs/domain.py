@@ -34,13 +34,13 @@ class Domain(ABC):
     """Settings of a task."""
     task_names: ClassVar[tuple[str, ...]]
     fields: ClassVar[tuple[str, ...]] = ("qpos", "qvel", "act")
-    """MjData fields that `observe` and `reward` read, all of them parts of a physics state."""
+    """MjData fields that observations and rewards read, all of them parts of a physics state."""
     observed_fields: ClassVar[tuple[str, ...]] = ()
     """Further ones that only `observe` reads, and that no physics state determines."""
     reset_stage: ClassVar[mujoco.mjtStage] = mujoco.mjtStage.mjSTAGE_VEL
     """What is computed on a reset; mjSTAGE_ACC where forces and accelerations are observed."""
     Physics: ClassVar[type[BasePhysics]] = BasePhysics
-    """What a user's reward is given; a domain adds quantities that have names."""
+    """What rewards are given; a domain adds quantities that have names."""
     camera: ClassVar[int] = 0
     """The model's camera that pictures are taken by."""
 
@@ -70,10 +70,10 @@ class Domain(ABC):
         """
 
     @abstractmethod
-    def reward(self, task: Task, fields: Mapping[str, Array], action: Array) -> Array:
+    def reward(self, task: Task, physics: Any, action: Array) -> Array:
         """Rewards (n,), float64, of the domain's own tasks; `Task.reward` is that of any task.
 
-        `action` (n, action_dim) led to the state in `fields`.
+        `action` (n, action_dim) led to the states of `physics`, which is the domain's `Physics`.
         """
 
     @abstractmethod
@@ -101,7 +101,8 @@ class Domain(ABC):
         rewards = np.empty(len(physics))
         for start in range(0, len(physics), _BLOCK):
             rows = slice(start, start + _BLOCK)
-            rewards[rows] = task.reward(self, self.split(physics[rows]), action[rows])
+            here = self.Physics(self, self.split(physics[rows]))
+            rewards[rows] = task.reward(self, here, action[rows])
         return rewards
 
     def tasks(self, family: str, names: Sequence[str], settings: Mapping[str, Any]) -> list[Task]:

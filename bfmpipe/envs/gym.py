@@ -84,7 +84,7 @@ class TaskEnv(gymnasium.Env[Array, Array]):
             raise ResetNeeded("the episode has ended, or none has begun: call reset")
         checked = _checked(action, (self.domain.action_dim,))[None]
         obs = self._env.step(checked)
-        reward = self.task.reward(self.domain, self._env.fields(), checked)
+        reward = self.task.reward(self.domain, self._env.reached(), checked)
         self._steps_left -= 1
         return obs[0], float(reward[0]), False, self._steps_left == 0, self._info()
 
@@ -151,7 +151,7 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
             return obs, np.zeros(self.num_envs), none, none.copy(), info
         checked = _checked(actions, (self.num_envs, self.domain.action_dim))
         obs = self._env.step(checked)
-        reward = self.task.reward(self.domain, self._env.fields(), checked)
+        reward = self.task.reward(self.domain, self._env.reached(), checked)
         self._steps_left -= 1
         truncated = np.full(self.num_envs, self._steps_left == 0)
         return obs, reward, none, truncated, self._info()

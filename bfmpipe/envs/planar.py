@@ -12,11 +12,14 @@ Every operation is elementwise over states, so what is computed of a state does 
 last bit, on the states computed beside it.
 """
 
-from typing import NamedTuple
+from functools import cached_property
+from typing import ClassVar, NamedTuple
 
 import mujoco
 import numpy as np
 
+from bfmpipe.envs.domain import Domain, DomainConfig
+from bfmpipe.envs.tasks import Physics, quantity
 from bfmpipe.types import Array
 
 Value = Array | float
@@ -142,29 +145,33 @@ class PlanarTree:
             frames.append(frame)
         return frames
 
-    def velocity(self, qpos: Array, qvel: Array) -> tuple[Array, Array]:
-        """Velocity (vx, vz) of the centre of mass of all bodies, each (n,), metres a second."""
-        return self._mean_velocity(self._centres(qpos, qvel))
+    def centres(self, qpos: Array, qvel: Array) -> list[Frame]:
+        """The bodies' frames, moved to their centres of mass."""
+        frames = self.frames(qpos, qvel)
+        return [f.shifted(body.centre) for f, body in zip(frames, self._bodies, strict=True)]
 
-    def angular_momentum(self, qpos: Array, qvel: Array) -> Array:
-        """About y, of all bodies about their common centre of mass (n,), kg m^2 / s."""
-        centres = self._centres(qpos, qvel)
+    def velocity(self, centres: list[Frame]) -> tuple[Array, Array]:
+        """Velocity (vx, vz) of the common centre of mass, each (n,), metres a second.
+
+        Args:
+            centres: of all bodies, see `centres`.
+        """
+        return self._mean([c.vx for c in centres]), self._mean([c.vz for c in centres])
+
+    def angular_momentum(self, centres: list[Frame]) -> Array:
+        """About y, of all bodies about their common centre of mass (n,), kg m^2 / s.
+
+        Args:
+            centres: of all bodies, see `centres`.
+        """
         x = self._mean([centre.x for centre in centres])
         z = self._mean([centre.z for centre in centres])
-        vx, vz = self._mean_velocity(centres)
+        vx, vz = self.velocity(centres)
         total = np.zeros(())
         for body, at in zip(self._bodies, centres, strict=True):
             orbit = (at.z - z) * (at.vx - vx) - (at.x - x) * (at.vz - vz)
             total = total + (body.inertia * at.rate + body.mass * orbit)
         return total
-
-    def _centres(self, qpos: Array, qvel: Array) -> list[Frame]:
-        """The bodies' frames, moved to their centres of mass."""
-        frames = self.frames(qpos, qvel)
-        return [f.shifted(body.centre) for f, body in zip(frames, self._bodies, strict=True)]
-
-    def _mean_velocity(self, centres: list[Frame]) -> tuple[Array, Array]:
-        return self._mean([c.vx for c in centres]), self._mean([c.vz for c in centres])
 
     def _mean(self, values: list[Array]) -> Array:
         """Mean over the bodies, weighted by mass."""
@@ -172,6 +179,54 @@ class PlanarTree:
         for body, value in zip(self._bodies, values, strict=True):
             total = total + body.mass * value
         return total / self._mass
+
+
+class PlanarPhysics(Physics["PlanarDomain"]):
+    """What rewards of a planar body can be made of."""
+
+    @quantity
+    def torso_height(self) -> Array:
+        """Height of the torso's centre above the ground (n,), metres."""
+        return self._torso.z
+
+    @quantity
+    def torso_upright(self) -> Array:
+        """The torso's z axis's share of the vertical (n,): 1 upright, -1 upside down."""
+        return self._torso.cos
+
+    @quantity
+    def velocity(self) -> Array:
+        """vx (forward), vz (up) of the centre of mass (n, 2), metres a second."""
+        return np.stack(self.domain.tree.velocity(self._centres), axis=1)
+
+    @quantity
+    def angular_momentum(self) -> Array:
+        """About the y axis and the centre of mass (n,), kg m^2 / s: positive forward."""
+        return self.domain.tree.angular_momentum(self._centres)
+
+    @cached_property
+    def _torso(self) -> Frame:
+        return self.domain.tree.frames(self.qpos, self.qvel, bodies=1)[0]
+
+    @cached_property
+    def _centres(self) -> list[Frame]:
+        return self.domain.tree.centres(self.qpos, self.qvel)
+
+
+class PlanarDomain(Domain):
+    """A domain of one planar body, whose torso comes first.
+
+    Everything is computed from qpos and qvel, so stored physics states are enough for observations
+    as well.
+    """
+
+    fields: ClassVar[tuple[str, ...]] = ("qpos", "qvel")
+    Physics = PlanarPhysics
+
+    def __init__(self, name: str, config: DomainConfig, model: mujoco.MjModel) -> None:
+        super().__init__(name, config)
+        self.model = model
+        self.tree = PlanarTree(model)
 
 
 def _body(model: mujoco.MjModel, i: int) -> _Body:

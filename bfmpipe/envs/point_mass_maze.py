@@ -86,7 +86,7 @@ class TaskConfig(BaseConfig):
     """What a step in the left gap costs where the long way is asked for."""
 
 
-class Physics(BasePhysics["Domain"]):
+class MazePhysics(BasePhysics["Domain"]):
     """What a reward of one's own can be made of."""
 
     @quantity
@@ -106,7 +106,7 @@ class Domain(BaseDomain):
     TaskConfig = TaskConfig
     task_names: ClassVar[tuple[str, ...]] = (*TARGETS, *_AROUND)
     fields: ClassVar[tuple[str, ...]] = ("qpos", "qvel")
-    Physics = Physics
+    Physics = MazePhysics
     obs_dim = 4
 
     def __init__(self, name: str, config: DomainConfig) -> None:
@@ -117,7 +117,7 @@ class Domain(BaseDomain):
         """Position and velocity (n, 4)."""
         return np.concatenate([fields["qpos"], fields["qvel"]], axis=1, dtype=np.float32)
 
-    def reward(self, task: Task, fields: Mapping[str, Array], action: Array) -> Array:
+    def reward(self, task: Task, physics: MazePhysics, action: Array) -> Array:
         """As the module says: in [0, 1], but for what a short cut costs."""
         settings = task.settings
         assert isinstance(settings, TaskConfig)
@@ -125,9 +125,9 @@ class Domain(BaseDomain):
             force = action.astype(np.float64)
             small = np.maximum(1 - force * force, 0)
             small_control = (small[:, 0] + small[:, 1]) / 2
-            near = _near(_distance(fields["qpos"], task.name), settings.target_size)
+            near = _near(_distance(physics.qpos, task.name), settings.target_size)
             return near * (small_control + 4) / 5
-        (x, y), (vx, vy) = fields["qpos"].T, fields["qvel"].T
+        (x, y), (vx, vy) = physics.qpos.T, physics.qvel.T
         width = settings.lane_width
         if task.name == "loop":
             off = np.abs(np.abs(x) + np.abs(y) - _LANE) / np.sqrt(2)
@@ -141,7 +141,7 @@ class Domain(BaseDomain):
         if task.name == "fast_slow":
             wanted = np.select(sides, _SPEEDS[:3], _SPEEDS[3])
             return lane * tolerance(speed / wanted - 1, bounds=(-0.1, 0.1), margin=0.5)
-        near = _near(_distance(fields["qpos"], "reach_bottom_left"), settings.target_size)
+        near = _near(_distance(physics.qpos, "reach_bottom_left"), settings.target_size)
         way = lane * np.clip(speed / _FULL_SPEED, -1, 1)
         in_gap = (x < 0) & (np.abs(y) < _GAP)
         return np.where(in_gap, -settings.cut_cost, near + (1 - near) * way)

@@ -53,7 +53,7 @@ class TaskConfig(BaseConfig):
     """A task's name says all."""
 
 
-class Physics(BasePhysics["Domain"]):
+class QuadrupedPhysics(BasePhysics["Domain"]):
     """What a reward of one's own can be made of."""
 
     @quantity
@@ -91,7 +91,7 @@ class Domain(BaseDomain):
     observed_fields: ClassVar[tuple[str, ...]] = ("sensordata",)
     reset_stage = mujoco.mjtStage.mjSTAGE_ACC
     camera = 2  # from the side; the first one is far away
-    Physics = Physics
+    Physics = QuadrupedPhysics
 
     def __init__(self, name: str, config: DomainConfig) -> None:
         super().__init__(name, config)
@@ -120,17 +120,15 @@ class Domain(BaseDomain):
         )
         return np.concatenate(parts, axis=1, dtype=np.float32)
 
-    def reward(self, task: Task, fields: Mapping[str, Array], action: Array) -> Array:
+    def reward(self, task: Task, physics: QuadrupedPhysics, action: Array) -> Array:
         """Of the state reached alone, in [0, 1]; `action` plays no part."""
-        qpos, qvel = fields["qpos"], fields["qvel"]
-        axes = _axes(qpos)
-        upright = np.clip((1 + axes[2][2]) / 2, 0, 1)
+        upright = np.clip((1 + physics.torso_upright) / 2, 0, 1)
         if task.name == "stand":
             return upright
         if task.name == "jump":
-            height = np.clip(self.centre_height(qpos), 0, _JUMP_HEIGHT)
+            height = np.clip(physics.centre_height, 0, _JUMP_HEIGHT)
             return upright * _half(height, _JUMP_HEIGHT)
-        x, y, z = _local_velocity(axes, qvel)
+        x, y, z = physics.torso_velocity.T
         if task.name in _FORWARD:
             return upright * _half(x, _FORWARD[task.name])
         return upright * _half(np.sqrt(x * x + y * y + z * z), _ANY_WAY[task.name])

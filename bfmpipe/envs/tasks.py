@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import numpy as np
 
@@ -48,9 +48,9 @@ class Task:
         """The name in messages and tables: family/name."""
         return f"{self.family}/{self.name}"
 
-    def reward(self, domain: "Domain", fields: Mapping[str, Array], action: Array) -> Array:
-        """Rewards (n,), float64: `action` (n, action_dim) led to the state in `fields`."""
-        return domain.reward(self, fields, action)
+    def reward(self, domain: "Domain", physics: "Physics[Any]", action: Array) -> Array:
+        """Rewards (n,), float64: `action` (n, action_dim) led to the states of `physics`."""
+        return domain.reward(self, physics, action)
 
 
 class TaskFile(Config):
@@ -65,7 +65,9 @@ def quantity(compute: Callable[[Any], Array]) -> "functools.cached_property[Arra
     """Make a method of `Physics` an attribute: computed when asked for, once, and read-only."""
 
     @functools.wraps(compute)
-    def computed(physics: "Physics") -> Array:
+    def computed(physics: "Physics[Any]") -> Array:
+        if physics._whole is not None:
+            return _locked(getattr(physics._whole, compute.__name__)[physics._rows])
         return _locked(compute(physics))
 
     return functools.cached_property(computed)
@@ -78,9 +80,18 @@ class Physics(Generic[D]):
     there under MuJoCo's names.
     """
 
+    _whole: "Physics[D] | None" = None
+    _rows: Array | slice = slice(None)
+
     def __init__(self, domain: D, fields: Mapping[str, Array]) -> None:
         self.domain = domain
         self._fields = fields
+
+    def rows(self, rows: Array | slice) -> Self:
+        """Some of the states. What is asked of them is computed of all, once for everyone."""
+        part = type(self)(self.domain, {n: self._fields[n][rows] for n in self.domain.fields})
+        part._whole, part._rows = self, rows
+        return part
 
     @quantity
     def qpos(self) -> Array:
@@ -97,7 +108,11 @@ class Physics(Generic[D]):
         """Names of the attributes that every state has, the general ones first."""
         found = [name for c in reversed(cls.__mro__) for name in vars(c)]
         is_one = functools.cached_property
-        return tuple(n for n in dict.fromkeys(found) if isinstance(getattr(cls, n), is_one))
+        return tuple(
+            n
+            for n in dict.fromkeys(found)
+            if not n.startswith("_") and isinstance(getattr(cls, n), is_one)
+        )
 
     def __getattr__(self, name: str) -> Array:
         if name.startswith("_") or name == "domain":  # while it is being copied, it has neither
@@ -116,13 +131,12 @@ class OwnTask(Task):
 
     function: Function = field(repr=False)
 
-    def reward(self, domain: "Domain", fields: Mapping[str, Array], action: Array) -> Array:
+    def reward(self, domain: "Domain", physics: "Physics[Any]", action: Array) -> Array:
         """What the function returns, checked.
 
         Raises:
             UserError: where it fails, or returns anything but n finite numbers.
         """
-        physics = domain.Physics(domain, fields)
         try:
             value = self.function(physics, _locked(action.astype(np.float64)))
         except (Exception, SystemExit) as error:

@@ -23,11 +23,8 @@ from dm_control.utils.rewards import tolerance
 from pydantic import Field
 
 from bfmpipe.config import Config as BaseConfig
-from bfmpipe.envs.domain import Domain as BaseDomain
 from bfmpipe.envs.domain import DomainConfig, Task
-from bfmpipe.envs.planar import PlanarTree
-from bfmpipe.envs.tasks import Physics as BasePhysics
-from bfmpipe.envs.tasks import quantity
+from bfmpipe.envs.planar import PlanarDomain, PlanarPhysics
 from bfmpipe.types import Array
 
 _STAND_HEIGHT = 1.2  # metres
@@ -46,47 +43,19 @@ class TaskConfig(BaseConfig):
     """A task's name says all."""
 
 
-class Physics(BasePhysics["Domain"]):
-    """What a reward of one's own can be made of."""
-
-    @quantity
-    def torso_height(self) -> Array:
-        """Height of the torso above the ground (n,), metres."""
-        return self.domain.torso(self.qpos, self.qvel)[0]
-
-    @quantity
-    def torso_upright(self) -> Array:
-        """The torso's z axis's share of the vertical (n,): 1 upright, -1 upside down."""
-        return self.domain.torso(self.qpos, self.qvel)[1]
-
-    @quantity
-    def velocity(self) -> Array:
-        """vx (forward), vz (up) of the centre of mass (n, 2), metres a second."""
-        return np.stack(self.domain.tree.velocity(self.qpos, self.qvel), axis=1)
-
-    @quantity
-    def angular_momentum(self) -> Array:
-        """About the y axis and the centre of mass (n,), kg m^2 / s: positive forward."""
-        return self.domain.tree.angular_momentum(self.qpos, self.qvel)
-
-
-class Domain(BaseDomain):
+class Domain(PlanarDomain):
     """Observation: xx and xz of each body's orientation, the torso's height, all velocities.
 
-    Action: torques of the right hip, knee and ankle, then the left ones. Everything is computed
-    from qpos and qvel, so stored physics states are enough for observations as well.
+    Action: torques of the right hip, knee and ankle, then the left ones.
     """
 
     TaskConfig = TaskConfig
     task_names: ClassVar[tuple[str, ...]] = ("stand", "walk", "run", "flip", "spin")
-    fields: ClassVar[tuple[str, ...]] = ("qpos", "qvel")
-    Physics = Physics
 
     def __init__(self, name: str, config: DomainConfig) -> None:
-        super().__init__(name, config)
         suite = files("dm_control") / "suite"  # imported, it would load all domains and OpenGL
-        self.model = mujoco.MjModel.from_xml_path(str(suite / "walker.xml"))
-        self.tree = PlanarTree(self.model)
+        model = mujoco.MjModel.from_xml_path(str(suite / "walker.xml"))
+        super().__init__(name, config, model)
         self._heading = 2 * (self.model.nbody - 1)  # columns of the observation
         self.obs_dim = self._heading + 1 + int(self.model.nv)
 
@@ -97,24 +66,24 @@ class Domain(BaseDomain):
         obs = np.empty((len(qpos), self.obs_dim), np.float32)
         obs[:, 0 : self._heading : 2] = np.cos(angles)
         obs[:, 1 : self._heading : 2] = np.sin(angles)
-        obs[:, self._heading] = self.torso(qpos, qvel)[0]
+        obs[:, self._heading] = self.tree.frames(qpos, qvel, bodies=1)[0].z
         obs[:, self._heading + 1 :] = qvel
         return obs
 
-    def reward(self, task: Task, fields: Mapping[str, Array], action: Array) -> Array:
+    def reward(self, task: Task, physics: PlanarPhysics, action: Array) -> Array:
         """Of the state reached alone, in [0, 1]; `action` plays no part."""
-        qpos, qvel = fields["qpos"], fields["qvel"]
         if task.name == "spin":
-            return _up_to(_SPIN, self.tree.angular_momentum(qpos, qvel))
-        height, zz = self.torso(qpos, qvel)
-        standing = tolerance(height, bounds=(_STAND_HEIGHT, np.inf), margin=_STAND_HEIGHT / 2)
-        stand = (3 * standing + (1 + zz) / 2) / 4
+            return _up_to(_SPIN, physics.angular_momentum)
+        standing = tolerance(
+            physics.torso_height, bounds=(_STAND_HEIGHT, np.inf), margin=_STAND_HEIGHT / 2
+        )
+        stand = (3 * standing + (1 + physics.torso_upright) / 2) / 4
         if task.name == "stand":
             return stand
         if task.name == "flip":
-            move = _up_to(_FLIP, self.tree.angular_momentum(qpos, qvel))
+            move = _up_to(_FLIP, physics.angular_momentum)
         else:
-            move = _up_to(_SPEED[task.name], self.tree.velocity(qpos, qvel)[0])
+            move = _up_to(_SPEED[task.name], physics.velocity[:, 0])
         return stand * (5 * move + 1) / 6
 
     def start_states(self, n: int, rng: np.random.Generator) -> Array:
@@ -132,11 +101,6 @@ class Domain(BaseDomain):
     def exploration_states(self, n: int, rng: np.random.Generator) -> Array:
         """The tasks' own start states: they cover all postures."""
         return self.start_states(n, rng)
-
-    def torso(self, qpos: Array, qvel: Array) -> tuple[Array, Array]:
-        """Height (n,) of the torso, and zz (n,), 1 where it is upright."""
-        torso = self.tree.frames(qpos, qvel, bodies=1)[0]
-        return torso.z, torso.cos
 
 
 def _up_to(full: float, value: Array) -> Array:

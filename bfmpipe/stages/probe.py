@@ -134,6 +134,7 @@ def _play_all(
     for _ in range(domain.config.episode_steps):
         action = model.actor(torch.from_numpy(obs), rows).numpy()
         obs = env.step(action)
+        physics = env.reached()
         for i, task in enumerate(tasks):
-            returns[i] += task.reward(domain, env.fields(), action)
+            returns[i] += task.reward(domain, physics, action)
     return returns.reshape(len(tasks), latents, episodes), first_obs

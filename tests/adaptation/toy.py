@@ -47,8 +47,8 @@ class Domain(BaseDomain):
     def observe(self, fields):
         return fields["qvel"].astype(np.float32)
 
-    def reward(self, task, fields, action):
-        start = fields["qpos"][:, 0].round(-3) / 1000  # the way since then is shorter
+    def reward(self, task, physics, action):
+        start = physics.qpos[:, 0].round(-3) / 1000  # the way since then is shorter
         return self.rewards[task.name](action.astype(np.float64)) + self.offset * start
 
     def start_states(self, n, rng):

@@ -92,7 +92,7 @@ def test_rewards_are_in_range_and_relabelled_bit_for_bit(domain, monkeypatch):
     stepped, physics = [], []
     for action in actions:
         env.step(action)
-        stepped.append([domain.reward(task, env.fields(), action) for task in tasks])
+        stepped.append([domain.reward(task, env.reached(), action) for task in tasks])
         physics.append(env.physics)
     rewards = np.stack(stepped, axis=1).reshape(len(tasks), -1)
     rows = np.concatenate(physics), actions.reshape(steps * nenv, -1)

@@ -105,7 +105,7 @@ def test_stepping_and_relabelling_agree_bit_for_bit():
         action = rng.uniform(-1, 1, (16, 2)).astype(np.float32)
         env.step(action)
         for task in tasks(domain):
-            stepped = domain.reward(task, env.fields(), action)
+            stepped = domain.reward(task, env.reached(), action)
             assert np.array_equal(stepped, domain.relabel(task, env.physics, action))
 
 
@@ -135,7 +135,7 @@ def drive(routes, around=True):
             action[i] = np.clip((wanted + 2 * (wanted - physics[i, 2:])) / 0.1, -1, 1)
         env.step(action)
         for task in domain.tasks("all", domain.task_names, {}):
-            totals[task.name] += domain.reward(task, env.fields(), action)
+            totals[task.name] += domain.reward(task, env.reached(), action)
     return totals
 
 

@@ -87,7 +87,7 @@ def test_any_states_give_rewards_and_quantities():
     for task in domain.tasks("all", domain.task_names, {}):
         reward = domain.relabel(task, states, np.zeros((300, 12)))
         np.testing.assert_allclose(reward, expected[task.name], rtol=0, atol=1e-12)
-    ours = quadruped.Physics(domain, domain.split(states))
+    ours = quadruped.QuadrupedPhysics(domain, domain.split(states))
     for name, value in {
         "height": ours.torso_height,
         "upright": ours.torso_upright,

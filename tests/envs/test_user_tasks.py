@@ -81,7 +81,7 @@ def test_every_quantity_of_every_domain_has_a_row_a_state_and_cannot_be_written(
     domain = make_domain(name, {})
     env = BatchedEnv(domain, 3, 1)
     env.reset(domain.start_states(3, np.random.default_rng(0)))
-    physics = domain.Physics(domain, env.fields())
+    physics = env.reached()
     for name in {*physics.quantities(), *domain.fields}:
         value = getattr(physics, name)
         assert len(value) == 3
@@ -107,6 +107,33 @@ def test_a_quantity_is_computed_when_it_is_asked_for_and_once(walker, monkeypatc
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("name", plugins.names("envs"))
+@pytest.mark.parametrize("rows", [slice(2, 5), np.array([4, 0, 4])])
+def test_what_some_rows_are_asked_for_is_their_share_of_all(name, rows):
+    domain = make_domain(name, {})
+    states, _ = moving_states(domain, 6)
+    whole = domain.Physics(domain, domain.split(states))
+    part, alone = whole.rows(rows), domain.Physics(domain, domain.split(states[rows]))
+    for quantity in {*whole.quantities(), *domain.fields}:
+        assert np.array_equal(getattr(part, quantity), getattr(alone, quantity)), quantity
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(part, quantity)[:1] = 1
+    assert part.rows(slice(1, 2)).qpos.tolist() == alone.qpos[1:2].tolist()
+
+
+def test_rows_of_the_same_states_compute_a_quantity_once_for_all(walker, monkeypatch):
+    calls = []
+    right = type(walker.tree).centres
+    monkeypatch.setattr(type(walker.tree), "centres", lambda *args: calls.append(1) or right(*args))
+    states, action = moving_states(walker, 8)
+    physics = walker.Physics(walker, walker.split(states))
+    for i, task in enumerate(walker.tasks("all", ["walk", "run", "flip", "spin"], {})):
+        rows = slice(2 * i, 2 * i + 2)
+        reward = task.reward(walker, physics.rows(rows), action[rows])
+        assert np.array_equal(reward, walker.relabel(task, states[rows], action[rows]))
+    assert len(calls) == 1 + 4  # and once a task by itself
+
+
 # stepping and relabelling
 
 
@@ -120,7 +147,7 @@ def test_stepping_and_relabelling_agree_bit_for_bit(name, function, monkeypatch)
     for _ in range(20):
         action = rng.uniform(-1, 1, (16, domain.action_dim)).astype(np.float32)
         env.step(action)
-        stepped = task.reward(domain, env.fields(), action)
+        stepped = task.reward(domain, env.reached(), action)
         assert np.array_equal(stepped, domain.relabel(task, env.physics, action))
 
 
@@ -128,13 +155,13 @@ def test_rewards_are_copies_in_double_precision(maze):
     task = maze.task_from(lambda physics, action: physics.qpos[:, 0], name="east")
     env = BatchedEnv(maze, 2, 1)
     env.reset(maze.start_states(2, np.random.default_rng(0)))
-    reward = task.reward(maze, env.fields(), np.zeros((2, 2), np.float32))
+    reward = task.reward(maze, env.reached(), np.zeros((2, 2), np.float32))
     before = reward.copy()
     for _ in range(5):
         env.step(np.ones((2, 2)))
     assert np.array_equal(reward, before)
     sparse = maze.task_from(lambda physics, action: physics.position[:, 0] > -0.2, name="sparse")
-    reward = sparse.reward(maze, env.fields(), np.zeros((2, 2), np.float32))
+    reward = sparse.reward(maze, env.reached(), np.zeros((2, 2), np.float32))
     assert reward.dtype == np.float64
     assert set(reward) <= {0.0, 1.0}
 
