@@ -52,7 +52,8 @@ def jobs(exp):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_the_settings_of_every_job_parse(path):
-    found = jobs(experiment.read(path))
+    exp = experiment.read(path)
+    found = jobs(exp)
     assert {key[0] for key in found} == set(NAMES) - {"download"}  # which is run by hand
     for key, text in found.items():
         stage = getattr(importlib.import_module(f"bfmpipe.stages.{key[0]}"), key[0])
@@ -60,7 +61,8 @@ def test_the_settings_of_every_job_parse(path):
         parsed = parse(cls, json.loads(text), str(key))
         assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
         if key[0] in ("pretrain", "adapt"):
-            assert parsed.seeds == (key[3],)
+            together = getattr(exp, key[0]).seeds_together
+            assert parsed.seeds == (tuple(exp.seeds) if together else (key[3],))
         if key[0] in ("infer", "probe", "diagnose"):
             assert parsed.seed == key[3]
 

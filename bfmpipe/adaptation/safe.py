@@ -15,7 +15,7 @@ those of the candidate alone. All episodes enter the replay buffer.
 import itertools
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -33,13 +33,16 @@ from bfmpipe.types import Array, UserError
 class SafeConfig(LatentConfig, ResidualConfig):
     """Settings of calibration, warm-up and acceptance test; the others' defaults fit small models.
 
-    An eighth of the paper's updates learns at ten times its rate, so that the residual is not
-    slower than the latent that ascends it.
+    An eighth of the paper's updates learns at ten times its rate, and its targets follow ten times
+    as fast, so that the residual is not slower than the latent that ascends it. The base stays at
+    z_0: what is tested need not be held near it.
     """
 
     updates_per_step: float = Field(0.125, gt=0)
     batch: int = Field(128, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
+    target_tau: float = Field(0.05, gt=0, le=1)
+    base_latent: Literal["current", "initial"] = "initial"
     latent_learning_rate: float = Field(5e-4, gt=0)
     latent_every: int = Field(2, ge=1)
     latent_warmup_updates: int = Field(200, ge=0)
