@@ -6,7 +6,8 @@
 3. Rounds: the candidate's latent moves; then it plays the episodes that the incumbent has played,
    from the same start states, with noise on the same ones. By the exact test of the signs of the
    paired differences, it takes the incumbent's place if its return is higher, and goes back to the
-   incumbent's latent if it is lower; else it goes on from where it is.
+   incumbent's latent if it is lower; else it goes on from where it is. After the last test nothing
+   is left to wait for: there the higher return wins.
 
 The policy that is evaluated is the incumbent. Its episodes are not played again, so a test costs
 those of the candidate alone. All episodes enter the replay buffer.
@@ -52,7 +53,7 @@ class SafeConfig(LatentConfig, ResidualConfig):
     calibrate: bool = True
     """Whether zero-shot returns give the frozen value its scale and shift."""
     confidence: float = Field(0.75, gt=0.5, lt=1)
-    """Of an acceptance test, one-sided."""
+    """Of an acceptance test but the last, one-sided."""
 
 
 class Rollout(NamedTuple):
@@ -136,7 +137,7 @@ class SafeMethod(Method):
             # the last round takes what is left, so that the budget ends with a test
             rounds = max(1, self.left // (self.test_steps + self.proposal))
             yield from self.propose(self.left // rounds - self.test_steps)
-            yield from self._test()
+            yield from self._test(last=rounds == 1)
 
     def _warm_up(self) -> Script:
         c, problem = self.config, self.problem
@@ -169,14 +170,14 @@ class SafeMethod(Method):
         z = self.problem.z
         return self.critic.frozen(obs, act_by_latent(self.problem.model, obs, z), z)
 
-    def _test(self) -> Script:
+    def _test(self, *, last: bool) -> Script:
+        confidence = 0.5 if last else self.config.confidence
         candidate = self.mover.z.detach().clone()
         seen = yield from self._episodes(candidate)
         returns = seen.reward.double().sum(0)
         gain = (returns - self.returns).numpy()
         better, worse = (
-            torch.from_numpy(sign_test(sign * gain) <= 1 - self.config.confidence)
-            for sign in (1, -1)
+            torch.from_numpy(sign_test(sign * gain) <= 1 - confidence) for sign in (1, -1)
         )
         self.z = torch.where(better[:, None], candidate, self.z)
         self.returns = torch.where(better[:, None], returns, self.returns)

@@ -60,13 +60,13 @@ def test_sign_test_is_exact():
     assert np.mean(p <= 0.25) > 0.2  # and not by much less
 
 
-def after_a_test(method, candidate):
+def after_a_test(method, candidate, *, last=False):
     """The method after its warm-up and one test of a candidate."""
 
     def script():
         yield from method._warm_up()
         method.mover.put(project_z(candidate), torch.tensor([True, True]))
-        yield from method._test()
+        yield from method._test(last=last)
 
     method._script = script()
     return finish(method)
@@ -92,7 +92,7 @@ def test_the_next_candidate_is_measured_against_the_new_incumbent():
     better = torch.ones(2, D)
     method = after_a_test(make("rela-safe", problem, noise_std=0.0), better)
     method.mover.put(before, torch.tensor([True, True]))  # the worse one; the same as its own
-    method._script = method._test()
+    method._script = method._test(last=False)
     finish(method)
     assert method.accepted[1].tolist() == [False, False]
     assert method.rejected[1].tolist() == [True, False]
@@ -116,9 +116,43 @@ def test_a_test_plays_the_warm_ups_episodes():
     assert steps == same_steps == 10
 
 
-def test_equal_returns_decide_nothing():
+@pytest.mark.parametrize("last", [False, True])
+def test_the_last_test_takes_the_higher_return(last):
+    """Half of the episodes are won, by more than the others are lost: no proof, but a reason."""
+    method = make("rela-safe", make_problem(), noise_std=0.0)
+    episodes, seen = method._episodes, []
+
+    def won_and_lost(z):
+        rollout = yield from episodes(z)
+        if seen:
+            reward = seen[0].reward.clone()
+            reward[0, :, :2] += torch.tensor([1.2, -1.2])[:, None]
+            reward[0, :, 2:] -= torch.tensor([1.0, -1.0])[:, None]
+            rollout = rollout._replace(reward=reward)
+        seen.append(rollout)
+        return rollout
+
+    method._episodes = won_and_lost
+    after_a_test(method, torch.ones(2, D), last=last)
+    assert method.accepted[0].tolist() == [last, False]
+    assert method.rejected[0].tolist() == [False, last]
+
+
+def test_the_budgets_last_test_is_the_last_one(monkeypatch):
+    method = make("rela-safe", make_problem(budget=10 * 21))
+    seen, right = [], type(method)._test
+    monkeypatch.setattr(
+        type(method), "_test", lambda self, *, last: seen.append(last) or right(self, last=last)
+    )
+    finish(method)
+    assert seen == [False, False, False, True]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_equal_returns_decide_nothing(last):
     problem = make_problem()
-    method = after_a_test(make("rela-safe", problem, noise_std=0.0), problem.z.clone())
+    method = make("rela-safe", problem, noise_std=0.0)
+    after_a_test(method, problem.z.clone(), last=last)
     assert not method.accepted[0].any()
     assert not method.rejected[0].any()
 
