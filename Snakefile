@@ -13,6 +13,11 @@ from bfmpipe.config import load_yaml
 from bfmpipe.types import UserError
 
 if "domains" not in config:
+    if workflow.configfiles:
+        raise WorkflowError(
+            f"{workflow.configfiles[-1]}: no domains; an experiment file is complete: copy "
+            "config.yaml and edit the copy, or name one of configs/suite before one of configs/claims"
+        )
 
     configfile: "config.yaml"
 

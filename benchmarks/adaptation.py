@@ -9,7 +9,6 @@ returns), in turns:
 - best of N: the values of all latents on all tasks, beside the time that playing them takes.
 """
 
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.leave_one_out import in_torch, weighted_sum
-from benchmarks.measuring import table
+from benchmarks.measuring import start, table
 from benchmarks.runs import Run
 from bfmpipe.adaptation import lola
 from bfmpipe.inference.ranking import latent_values
@@ -117,4 +116,4 @@ def main(config: str, seed: str = "0") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    start(main)

@@ -6,12 +6,11 @@ the agent random_features, where it was run; and for every seed the zero-shot re
 training against the best along the way, on the training's own start states.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measuring import table
+from benchmarks.measuring import start, table
 from bfmpipe.data.tables import read_table
 from bfmpipe.report.rows import distinct, one, select
 from bfmpipe.report.tabulation import RANDOM
@@ -74,4 +73,4 @@ def main(results: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    start(main)

@@ -1,14 +1,15 @@
 """The figures that the default profile is held to, from the tables of a finished run.
 
-python benchmarks/bars.py [results]; exits with 1 if one of them is missed.
+python -m benchmarks.bars [RESULTS]; exits with 1 if one of them is missed.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.measuring import start
 from bfmpipe.data.tables import read_table
+from bfmpipe.types import UserError
 
 
 def rows(table, **wanted):
@@ -18,12 +19,21 @@ def rows(table, **wanted):
     return {name: column[keep] for name, column in table.items()}
 
 
-def main(results: Path) -> int:
+def main(directory: str = "results") -> int:
+    results = Path(directory)
     summary, aggregate, best_of = (
         read_table(results / "tables" / f"{name}.parquet", name)[0]
         for name in ("summary", "aggregate", "best_of")
     )
     wide, precise = "reach", "precise"
+    methods = ("zero-shot", "lola", "rela", "td3")
+    if missing := [
+        f"{method} on {family}"
+        for method in methods
+        for family in (wide, precise)
+        if not len(rows(summary, method=method, family=family)["method"])
+    ]:
+        raise UserError(f"{results}: no {missing[0]}, so this is no run of the default profile")
 
     def of(method, family, column):
         return float(rows(summary, method=method, family=family)[column][0])
@@ -74,4 +84,4 @@ def main(results: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "results")))
+    start(main)

@@ -10,7 +10,6 @@ step is the actor. Floating-point operations are those of matrix products, count
 torch.utils.flop_counter with psi in plain torch modules; the times are those with the kernels.
 """
 
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from unittest.mock import patch
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measuring import table
+from benchmarks.measuring import start, table
 from benchmarks.runs import Run
 from bfmpipe import api
 from bfmpipe.adaptation.base import Problem
@@ -167,4 +166,4 @@ def main(config: str, seed: str = "0") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    start(main)

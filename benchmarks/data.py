@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.measuring import table, time_alternately
+from benchmarks.measuring import start, table, time_alternately
 from bfmpipe.agents import fb
 from bfmpipe.agents.learner import Learner, LearnerConfig
 from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig
@@ -203,4 +203,4 @@ if __name__ == "__main__":
         torch.set_num_threads(1)
         print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])))
     else:
-        main(*sys.argv[1:])
+        start(main)

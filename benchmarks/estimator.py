@@ -6,14 +6,13 @@ quadratic toy whose smoothed gradient is known, so that the bias can be told fro
 given a model's directory and its data set, on the maze's tasks.
 """
 
-import sys
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import table
+from benchmarks.measuring import start, table
 from bfmpipe import api
 from bfmpipe.adaptation.base import Problem
 from bfmpipe.adaptation.lola import Config, Method, score_gradient
@@ -126,4 +125,4 @@ def main(*files: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    start(main)

@@ -10,14 +10,13 @@ their number. Once for the first seed, and once for all of them, which LoLA take
 
 import math
 import statistics
-import sys
 import time
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import table
+from benchmarks.measuring import start, table
 from benchmarks.runs import Run
 from bfmpipe.adaptation import lola
 from bfmpipe.config import parse
@@ -123,4 +122,4 @@ def main(config: str, episodes: str = "50") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    start(main)

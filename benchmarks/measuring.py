@@ -1,11 +1,22 @@
 """What the benchmarks share: fair timing, and the peaks of the machine that they run on."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+
+from bfmpipe.types import UserError
+
+
+def start(main: Callable[..., object]) -> None:
+    """Run a benchmark with the command line's arguments; bad input ends it with one sentence."""
+    try:
+        sys.exit(main(*sys.argv[1:]) or 0)
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 class Seconds(NamedTuple):

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import machine, matrix_peak, table, time_alternately
+from benchmarks.measuring import machine, matrix_peak, start, table, time_alternately
 from bfmpipe.kernels import (
     Embedding,
     Linear,
@@ -209,4 +209,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--memory"]:
         print_resident(*sys.argv[2:])
     else:
-        main(*sys.argv[1:])
+        start(main)

@@ -5,12 +5,11 @@ every domain, agent and family a table of the methods, best first, and the curve
 then the verdicts of OUT and of the named experiments below it, in one table.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measuring import table
+from benchmarks.measuring import start, table
 from bfmpipe.data.tables import read_table
 from bfmpipe.report.rows import Columns, count, distinct, one, select
 
@@ -104,4 +103,4 @@ def main(out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    start(main)

@@ -7,11 +7,11 @@ start-up and evaluations, on one thread. Both orders in turn, three rounds; medi
 """
 
 import statistics
-import sys
 import time
 
 import torch
 
+from benchmarks.measuring import start
 from benchmarks.runs import Run
 
 ROUNDS = 3
@@ -57,4 +57,4 @@ def main(config: str, episodes: str = "8") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    start(main)

@@ -136,8 +136,8 @@ def adapt(cfg: Adapt, *, model: Path, data: Path | None = None, latent: Path | N
     first, last = points[0], points[-1]
     spent = last.env_steps / pretrained.domain.config.episode_steps
     print(
-        f"{pretrained.domain.name} {task.name}: zero-shot {first.returns.mean():.2f} -> "
-        f"{cfg.method} {last.returns.mean():.2f}{_gain(first, last)}, after {spent:.4g} episodes "
+        f"{_described(pretrained, task)}: zero-shot {_mean(first.returns)} -> {cfg.method} "
+        f"{_mean(last.returns)}{_gain(first, last)}, after {spent:.4g} of {cfg.episodes} episodes "
         f"and {seconds:.1f} s"
     )
     if _moved_weights(first, last):
@@ -291,7 +291,22 @@ def _watched(
     return points
 
 
+def _described(pretrained: api.Pretrained, task: Task) -> str:
+    """The task with its settings: they are the domain's defaults where none were given."""
+    settings = task.settings.model_dump(mode="json", exclude={"digest"})
+    told = ", ".join(f"{name} {value}" for name, value in settings.items())
+    return f"{pretrained.domain.name} {task.name}" + (f" ({told})" if told else "")
+
+
+def _mean(returns: Array) -> str:
+    """Mean of an evaluation's returns, with its standard error if there are several."""
+    n = returns.size
+    return f"{returns.mean():.2f}" + (f" ± {returns.std(ddof=1) / np.sqrt(n):.2f}" if n > 1 else "")
+
+
 def _gain(first: Evaluated, last: Evaluated) -> str:
+    if abs(first.returns.mean()) < 0.005:  # shown as zero
+        return ""
     percent = improvement(last.returns.mean(), first.returns.mean())
     return f" ({percent:+.0f} %)" if np.isfinite(percent) else ""
 
@@ -317,9 +332,10 @@ def _play(
     returns, physics, rewards = played(pretrained, task, z, starts)
     for i, value in enumerate(returns, start=1):
         print(f"episode {i:<4}{value:10.2f}")
+    part = f", the first of the evaluation's {drawn.episodes}"
     print(
-        f"{domain.name} {task.name}, {method}: mean return {returns.mean():.2f} of {len(returns)} "
-        f"episode{'s' * (len(returns) > 1)}"
+        f"{_described(pretrained, task)}, {method}: mean return {_mean(returns)} of {len(returns)} "
+        f"episode{'s' * (len(returns) > 1)}{part * (len(returns) < drawn.episodes)}"
     )
     if video:
         so_far = np.concatenate([np.zeros((1, len(starts))), np.cumsum(rewards, axis=0)])

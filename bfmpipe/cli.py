@@ -8,6 +8,7 @@ to one task by hand, and `bfmpipe play` plays what came of it.
 """
 
 import argparse
+import ast
 import importlib
 import inspect
 import json
@@ -16,12 +17,13 @@ import pkgutil
 import shlex
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from bfmpipe import stages
 from bfmpipe.config import canonical, parse
-from bfmpipe.types import UserError
+from bfmpipe.types import UserError, meant
 
 NAMES = tuple(
     sorted(
@@ -43,14 +45,18 @@ def main(argv: list[str] | None = None) -> int:
     top = argparse.ArgumentParser(
         prog="bfmpipe",
         description="Fast adaptation of behavioural foundation models.",
-        epilog="; ".join(f"`bfmpipe {name}`: {said}" for name, (said, _) in _OTHERS.items()),
+        epilog=_commands(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = (*NAMES, *_OTHERS)
-    top.add_argument("stage", choices=names, help="what to do; `bfmpipe STAGE --help` says more")
-    if not argv or argv[0] not in names:
-        top.parse_args(argv)
-        return 2
-    name = argv[0]
+    top.add_argument("--version", action="version", version=metadata.version("bfmpipe"))
+    top.add_argument("command", metavar="COMMAND", help="`bfmpipe COMMAND --help` says more")
+    name = argv[0] if argv else ""
+    if name in ("-h", "--help", "--version"):
+        top.parse_args(argv[:1])
+    if name not in names:
+        said = f"no command '{name}'{meant(name, names)}" if name else "no command"
+        top.error(f"{said}; there are {', '.join(names)}")
     try:
         if name in _OTHERS:
             return _OTHERS[name][1](argv[1:])
@@ -67,6 +73,22 @@ def main(argv: list[str] | None = None) -> int:
         print(f"bfmpipe {name}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _commands() -> str:
+    """Every command and the sentence it begins with; read, not imported, since torch is slow."""
+    said = {name: first for name, (first, _) in _OTHERS.items()}
+    stage = {name: _first_sentence(Path(stages.__path__[0], f"{name}.py")) for name in NAMES}
+    width = max(map(len, (*said, *stage))) + 2
+    lines = ["stages of the pipeline:", *(f"  {n:<{width}}{s}" for n, s in stage.items())]
+    lines += ["", "others:", *(f"  {n:<{width}}{s}" for n, s in said.items())]
+    lines += [f"  {'adapt':<{width}}without --cfg: adapt to one task by hand"]
+    return "\n".join(lines)
+
+
+def _first_sentence(path: Path) -> str:
+    head = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split("\n\n")[0]
+    return " ".join(head.split()).partition(": ")[2]
 
 
 def _run(name: str, argv: list[str]) -> None:
@@ -308,4 +330,7 @@ def _json(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error})") from error
+        raise UserError(
+            f"{where}: not JSON ({error}); a stage takes the settings of one job, which stand in "
+            "the first line of its log, and snakemake takes the experiment file"
+        ) from error

@@ -25,7 +25,7 @@ from bfmpipe.report.verdicts import Claims
 from bfmpipe.stages.collect import explored_episodes
 from bfmpipe.stages.sections import Families, digest
 from bfmpipe.stages.tabulate import Tabulate
-from bfmpipe.types import UserError
+from bfmpipe.types import UserError, meant
 
 Settings = dict[str, JsonValue]
 
@@ -320,6 +320,7 @@ def _selected(experiment: Experiment, where: str) -> Experiment:
         if method not in experiment.methods:
             raise UserError(
                 f"{where}: select: no method {method}; there are {', '.join(experiment.methods)}"
+                f"{meant(method, experiment.methods)}"
             )
     if ZERO_SHOT not in experiment.select:
         raise UserError(

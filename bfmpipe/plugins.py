@@ -10,7 +10,7 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from bfmpipe.types import UserError
+from bfmpipe.types import UserError, meant
 
 #: The class that makes a module a plugin of each kind.
 PLUGIN_CLASS = {
@@ -66,7 +66,9 @@ def module_name(kind: str, name: str, *, root: Path = _PACKAGE) -> str:
     known = names(kind, root=root)
     package = f"{root.name}.{_DIRECTORY.get(kind, kind)}"
     if name not in known:
-        raise UserError(f"no '{name}' in {package}; it has {', '.join(known) or 'none'}")
+        raise UserError(
+            f"no '{name}' in {package}; it has {', '.join(known) or 'none'}{meant(name, known)}"
+        )
     return f"{package}.{name.replace('-', '_')}"
 
 

@@ -1,5 +1,7 @@
 """What every layer may use: array types, and the error for bad input."""
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 from numpy.typing import NDArray
@@ -12,3 +14,9 @@ class UserError(Exception):
 
     The command line and the Snakefile print the message alone, without a traceback.
     """
+
+
+def meant(given: str, valid: Iterable[str]) -> str:
+    """What an unknown name was probably meant to be, as the end of a sentence; or nothing."""
+    near = difflib.get_close_matches(given, list(valid), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

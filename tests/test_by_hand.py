@@ -97,9 +97,11 @@ def test_the_summary_says_what_was_gained(tiny, capsys):
     captured = capsys.readouterr()
     summary, where = captured.out.splitlines()
     percent = 100 * (after - before) / before
+    gain = re.escape(f"({percent:+.0f} %)")
     assert re.fullmatch(
-        rf"point_mass_maze reach_top_left: zero-shot {before:.2f} -> lola {after:.2f} "
-        rf"\({percent:+.0f} %\), after 4 episodes and \d+\.\d s".replace("(+", r"(\+"),
+        r"point_mass_maze reach_top_left \(target_size 0\.1, .*\): "
+        rf"zero-shot {before:.2f} ± \d+\.\d\d -> lola {after:.2f} ± \d+\.\d\d {gain}, "
+        r"after 4 of 4 episodes and \d+\.\d s",
         summary,
     )
     assert where.startswith("new/z.safetensors: ")
@@ -123,8 +125,10 @@ def test_a_saved_latent_plays_as_it_was_evaluated(tiny, latent, capsys):
     out = capsys.readouterr().out
     returns = header["returns_after"]
     assert said_returns(out) == pytest.approx(returns, abs=0.0051)
-    mean = f"lola: mean return {np.mean(returns):.2f} of 3 episodes"
-    assert out.splitlines()[-1] == f"point_mass_maze reach_top_left, {mean}"
+    error = np.std(returns, ddof=1) / 3**0.5
+    mean = f"lola: mean return {np.mean(returns):.2f} ± {error:.2f} of 3 episodes"
+    settings = "(target_size 0.1, lane_width 0.03, cut_cost 3.0)"
+    assert out.splitlines()[-1] == f"point_mass_maze reach_top_left {settings}, {mean}"
     # to the bit, and with the rewards that `api.play` passes
     pretrained = api.load(tiny.model)
     domain = pretrained.domain
@@ -147,7 +151,9 @@ def test_any_number_of_episodes_is_played(latent, capsys, episodes):
     out = capsys.readouterr().out
     returns = said_returns(out)
     assert len(returns) == episodes
-    assert out.endswith(f"of {episodes} episode{'s' if episodes > 1 else ''}\n")
+    end = {1: "of 1 episode, the first of the evaluation's 3", 5: "of 5 episodes"}
+    assert out.endswith(f"{end[episodes]}\n")
+    assert ("±" in out) == (episodes > 1)
     if episodes <= 3:  # the first of those evaluated
         assert returns == pytest.approx(header["returns_after"][:episodes], abs=0.0051)
 
@@ -158,12 +164,12 @@ def test_zero_shot_is_played_without_a_file(tiny, capsys):
     assert main(["play", *options, *TASK]) == 0
     out = capsys.readouterr().out
     assert said_returns(out) == pytest.approx(points[0].returns[0], abs=0.0051)
-    assert f"zero-shot: mean return {points[0].returns.mean():.2f} of 32" in out
+    assert f"zero-shot: mean return {points[0].returns.mean():.2f} ± " in out
 
 
 def test_zero_shot_saves_the_inferred_latent(tiny, capsys):
     assert adapt(tiny, method="zero-shot", settings=[]) == 0
-    assert "after 0 episodes" in capsys.readouterr().out
+    assert "after 0 of 4 episodes" in capsys.readouterr().out
     tensors, _ = load_tensors(Path("reach_top_left-zero-shot.safetensors"))
     assert torch.equal(tensors["z"], tensors["z_0"])
 

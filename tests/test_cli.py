@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -129,7 +130,9 @@ def test_an_unknown_stage_is_refused_with_those_there_are(capsys, argv):
         main(argv)
     assert caught.value.code == 2
     said = capsys.readouterr().err
-    assert "collect" in said
+    assert "no command" in said
+    assert all(name in said for name in NAMES)
+    assert ("did you mean collect?" in said) == (argv == ["colect"])
     assert "Traceback" not in said
 
 
@@ -372,9 +375,18 @@ def test_the_doctor_takes_no_settings(capsys):
     assert "unrecognized arguments" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["doctor", "import-metamotivo", "play"])
-def test_the_list_of_commands_has_those_that_are_no_stages(capsys, name):
+def test_the_list_of_commands_says_what_each_does(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
-    assert f"`bfmpipe {name}`: " in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    for name in (*NAMES, "doctor", "import-metamotivo", "play"):
+        lines = [line for line in said if re.match(rf"  {name}  +\w.{{20}}", line)]
+        assert len(lines) == 1 + (name == "adapt")  # which is a stage, and more by hand
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.strip() == metadata.version("bfmpipe")

@@ -10,7 +10,7 @@ import numpy as np
 from bfmpipe.config import Config, parse
 from bfmpipe.envs.tasks import Function, Task, TaskFile, file_tasks, own_task
 from bfmpipe.envs.tasks import Physics as BasePhysics
-from bfmpipe.types import Array, UserError
+from bfmpipe.types import Array, UserError, meant
 
 _BLOCK = 8192  # rows relabelled at a time: what is computed on the way stays in the cache
 
@@ -114,13 +114,15 @@ class Domain(ABC):
             UserError: for a task this domain does not have, or settings no task has.
         """
         where = f"domain {self.name}: task family {family}"
+        if isinstance(names, str):
+            raise UserError(f"{where}: names are a list, such as ['{names}'], not '{names}'")
         if "file" in settings:
             return [*file_tasks(self, family, list(names), parse(TaskFile, settings, where), where)]
         config = parse(self.TaskConfig, settings, where)
         for name in names:
             if name not in self.task_names:
-                known = ", ".join(self.task_names)
-                raise UserError(f"{where}: no task '{name}'; {self.name} has {known}")
+                known, guess = ", ".join(self.task_names), meant(name, self.task_names)
+                raise UserError(f"{where}: no task '{name}'; {self.name} has {known}{guess}")
         return [Task(family, name, config) for name in names]
 
     def task_from(self, function: Function, *, name: str = "", family: str = "mine") -> Task:

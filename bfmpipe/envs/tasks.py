@@ -23,7 +23,7 @@ import numpy as np
 
 from bfmpipe.code import source_digest
 from bfmpipe.config import Config
-from bfmpipe.types import Array, UserError
+from bfmpipe.types import Array, UserError, meant
 
 if TYPE_CHECKING:
     from bfmpipe.envs.domain import Domain
@@ -246,7 +246,10 @@ def file_tasks(
     functions = _functions(settings, where)
     if unknown := [name for name in names if name not in functions]:
         known = ", ".join(functions) or "none"
-        raise UserError(f"{where}: {settings.file} has no function '{unknown[0]}'; it has {known}")
+        raise UserError(
+            f"{where}: {settings.file} has no function '{unknown[0]}'; it has {known}"
+            f"{meant(unknown[0], functions)}"
+        )
     return [
         own_task(domain, functions[name], family=family, name=name, settings=settings, where=where)
         for name in names

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -29,13 +30,16 @@ def draw(curves: Columns, best_of: Columns) -> Figure:
     top = 0
     for family, tasks in families.items():
         panels = grid[top : top + rows[family]].ravel()
+        # a task that returns next to nothing is drawn flat, not as noise over a whole axis
+        least = 1e-3 * np.abs(select(curves, family=family)["mean"]).max()
         for axes, task in zip(panels, tasks, strict=False):
             _panel(axes, select(curves, family=family, task=task))
             if count(best_of):
                 random = select(best_of, family=family, task=task)["random"].mean()
                 axes.axhline(random, color=style.colour(RANDOM), ls=style.line(RANDOM), lw=1.4)
             axes.set_title(style.words(task))
-            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+            low, high = axes.get_ylim()
+            axes.set_ylim(min(0, low), max(high, least))
         for axes in panels[len(tasks) :]:
             axes.set_visible(False)
         for row in grid[top : top + rows[family]]:

@@ -44,6 +44,7 @@ _METHODS: dict[str, tuple[str, str, Any]] = {
     "amortised": ("amortised", GREY, "-."),
 }
 _VARIANTS = (":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 3)), (0, (5, 2, 1, 2, 1, 2)))
+_HATCHES = ("//", "\\\\", "..", "xx", "++", "oo", "||", "--")
 _SPARE = (AMBER, SKY, PINK, BLUE, ORANGE, GREEN)
 
 _SETTINGS = {
@@ -109,6 +110,15 @@ def line(method: str) -> Any:
     if known == method:
         return _METHODS[method][2]
     return _VARIANTS[zlib.crc32(method.encode()) % len(_VARIANTS)] if known else "-."
+
+
+def hatch(method: str) -> str:
+    """What fills a method's bars, to tell it, as its line does, from others of its colour."""
+    look = line(method)
+    if look == "-":
+        return ""
+    dashes = ("--", "-.", (0, (1, 1)), *_VARIANTS)
+    return _HATCHES[dashes.index(look)]
 
 
 def ordered(methods: Iterable[str]) -> list[str]:

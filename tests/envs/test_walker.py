@@ -194,7 +194,11 @@ def test_the_random_policy_earns_what_it_is_known_to():
 
 def test_unknown_task_and_setting():
     domain = make()
-    with pytest.raises(UserError, match="no task 'fly'; walker has stand, walk, run, flip, spin"):
+    with pytest.raises(UserError, match=r"names are a list, such as \['run'\], not 'run'"):
+        domain.tasks("walker", "run", {})
+    with pytest.raises(UserError, match=r"no task 'runn'; .* spin; did you mean run\?$"):
+        domain.tasks("walker", ["runn"], {})
+    with pytest.raises(UserError, match=r"no task 'fly'; walker has stand, walk, run, flip, spin$"):
         domain.tasks("family", ["fly"], {})
     with pytest.raises(UserError, match="speed"):
         domain.tasks("family", ["walk"], {"speed": 1})

@@ -5,6 +5,18 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.parametrize("name", ["part.yaml", "claims"])
+def test_a_part_of_an_experiment_is_refused_instead_of_laid_over_another(checkout, tmp_path, name):
+    config = checkout.top / "configs" / "claims" / "gain.yaml"
+    if name != "claims":
+        config = tmp_path / name
+        config.write_text("seeds: [0]\nmethods: {zero-shot: {}}\n")
+    done = checkout.run(tmp_path, dry_run=True, configfile=config)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout
+    assert f"{config}: no domains; an experiment file is complete: copy config.yaml" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
