@@ -28,6 +28,7 @@ _METHODS: dict[str, tuple[str, str, Any]] = {
     "zero-shot": ("zero-shot", BLACK, "--"),
     "lola": ("LoLA", BLUE, "-"),
     "rela": ("ReLA", ORANGE, "-"),
+    "rela-safe": ("safe ReLA", ORANGE, "--"),
     "td3": ("TD3", GREEN, "-"),
     "best-of-N": ("best of N latents", PINK, "-"),
     "best-of-N-by-value": ("best of N by value", PALE_PINK, "-"),
@@ -40,7 +41,6 @@ _METHODS: dict[str, tuple[str, str, Any]] = {
     "opti": ("OpTI", SKY, "-"),
     "hybrid": ("hybrid", PINK, "-."),
     "random-search": ("random search", SKY, "-."),
-    "rela-safe": ("safe ReLA", ORANGE, "--"),
     "amortised": ("amortised", GREY, "-."),
 }
 _VARIANTS = (":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 3)), (0, (5, 2, 1, 2, 1, 2)))
