@@ -152,7 +152,8 @@ def test_the_pages_example_of_gymnasium(page):
 
 
 def test_the_pages_table_of_quantities():
-    rows = re.findall(r"^ *\| `(\w+)` \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
+    table = PAGE.read_text().partition("| domain | quantities |")[2]
+    rows = re.findall(r"^ *\| `(\w+)` \| (.*) \|$", table, re.MULTILINE)
     assert {"walker", "point_mass_maze"} <= {name for name, _ in rows} <= set(plugins.names("envs"))
     for name, text in rows:
         domain = make_domain(name, {})
@@ -170,3 +171,18 @@ def test_the_pages_table_of_quantities():
 def test_the_page_names_what_there_is():
     for name in re.findall(r"bfmpipe\.(\w+)\(", PAGE.read_text()):
         assert callable(getattr(bfmpipe, name))
+
+
+def test_the_pages_table_of_built_in_tasks():
+    table = PAGE.read_text().partition("| domain | tasks |")[2].partition("\n\n")[0]
+    rows = [line.split("|")[1:5] for line in table.splitlines() if line.startswith("| `")]
+    assert {name.strip(" `") for name, *_ in rows} == set(plugins.names("envs"))
+
+    def defaults(text):
+        return {name: float(value) for name, value in re.findall(r"`(\w+): ([\d.]+)`", text)}
+
+    for name, names, settings, of_domain in rows:
+        domain = make_domain(name.strip(" `"), {})
+        assert re.findall(r"`(\w+)`", names) == list(domain.task_names)
+        assert defaults(settings) == domain.TaskConfig().model_dump()
+        assert defaults(of_domain) == domain.config.model_dump()

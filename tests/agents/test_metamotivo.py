@@ -311,7 +311,7 @@ def test_the_list_of_commands_has_it(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
-    assert "`bfmpipe import-metamotivo`: " in " ".join(capsys.readouterr().out.split())
+    assert "  import-metamotivo  write a checkpoint of Meta Motivo" in capsys.readouterr().out
 
 
 # bad input
