@@ -8,7 +8,7 @@ CORES ?= all
 INSTALLED := $(VENV)/.installed
 SOURCES := bfmpipe tests benchmarks
 
-.PHONY: run install test sanitize check lint types imports snakefmt format clean
+.PHONY: run install test sanitize sanitize-cuda check lint types imports snakefmt format clean
 .DEFAULT_GOAL := run
 
 run: install
@@ -30,6 +30,10 @@ test: install check
 # all of the kernels' tests; `make test` has the faster ones of these
 sanitize: install
 	$(BIN)/python -m tests.kernels.sanitizers
+
+# the same of the CUDA kernels, where there is a GPU
+sanitize-cuda: install
+	$(BIN)/python -m tests.kernels.sanitizers cuda
 
 check: lint imports types snakefmt
 

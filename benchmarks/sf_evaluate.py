@@ -31,6 +31,7 @@ from bfmpipe.kernels import (
 OBS, ACTION, HEADS = 24, 6, 2
 SIZES = {"cpu": (1024, 256, 256, 50), "cuda": (4096, 256, 1024, 100)}  # B, K, h, d
 CHUNKS = {"cpu": (4, 8, 16, 32, 64), "cuda": (16, 32, 64, 128, 256)}
+HALF = {"cpu": torch.bfloat16, "cuda": torch.float16}
 FORMS = ("two embeddings", "concatenated")
 
 
@@ -63,6 +64,11 @@ def draw_inputs(B: int, K: int, d: int, device: str) -> list[Tensor]:
 def in_chunks(evaluate: Callable, chunk: int, network: Network, obs, action, z, w) -> Tensor:
     blocks = zip(obs.split(chunk), action.split(chunk), strict=True)
     return torch.cat([evaluate(network, o, a, z, w) for o, a in blocks])
+
+
+def in_half(call: Callable[[], Tensor], device: str) -> Tensor:
+    with torch.autocast(device, HALF[device]):
+        return call().float()
 
 
 def kept_flop(form: str, B: int, K: int, hidden: int) -> float:
@@ -133,7 +139,7 @@ def main(device: str = "cpu") -> None:
     print(f"{machine(device)}; {build_info()}\n")
     B, K, hidden, d = SIZES[device]
     rates = {"full": matrix_peak(torch.float32, device)}
-    rates["half"] = matrix_peak(torch.float16 if device == "cuda" else torch.bfloat16, device)
+    rates["half"] = matrix_peak(HALF[device], device)
     for form in FORMS:
         network, inputs = make(form, hidden, d, device), draw_inputs(B, K, d, device)
         memory = {name: peak_memory(form, name, device) for name in CALLS}
@@ -155,6 +161,9 @@ def main(device: str = "cpu") -> None:
         compiled = torch.compile(sf_evaluate_reference)
         calls["naive, compiled, in that chunk"] = partial(
             in_chunks, compiled, chunk, network, *inputs
+        )
+        calls["naive, compiled, half, in that chunk"] = partial(
+            in_half, calls["naive, compiled, in that chunk"], device
         )
         seconds = time_alternately(calls, rounds=5)
         naive = seconds[best].wall

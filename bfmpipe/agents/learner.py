@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
-from bfmpipe.agents.base import Agent, Batch, Draws, Loss
+from bfmpipe.agents.base import Agent, Batch, Draws, Loss, Phase
+from bfmpipe.agents.graphs import Graphs
 from bfmpipe.config import Config
 from bfmpipe.data.tensors import load_training_state, training_state
 
@@ -22,8 +23,10 @@ class LearnerConfig(Config):
     """Of the networks' products while training; weights, losses and optimisers are float32. On a
     CPU bfloat16 pays with hardware for it (AMX) and hidden layers of 256 or more."""
     compile: bool = False
-    """Compile the losses by torch.compile, for GPUs: a minute before the first update, less in
-    each. On a CPU the compiled losses are the slower ones."""
+    """Compile the losses by torch.compile, for GPUs: a minute before the first update, some 1.6
+    times as many of them a second. On a CPU the compiled losses are the slower ones."""
+    cuda_graphs: bool = True
+    """On a GPU, record an update once and replay it by one launch: see `graphs`."""
 
 
 class Learner:
@@ -46,6 +49,10 @@ class Learner:
         self.config = config
         self.step = 0
         self.device = generators[0].device
+        recorded = config.cuda_graphs and self.device.type == "cuda"
+        self._graphs = Graphs(self._update, generators) if recorded else None
+        beside = agents if recorded and len(agents) > 1 else []
+        self._streams = [torch.cuda.Stream(self.device) for _ in beside]
         agent = agents[0]
         self.phases = agent.phases
         for one in agents:
@@ -67,7 +74,13 @@ class Learner:
         }
         self.optimisers = {
             phase.name: torch.optim.Adam(
-                self._trained[phase.name], lr=phase.learning_rate, fused=True
+                self._trained[phase.name],
+                # what is recorded reads its rate from memory
+                lr=torch.tensor(phase.learning_rate, device=self.device)
+                if recorded
+                else phase.learning_rate,
+                fused=True,
+                capturable=recorded,
             )
             for phase in self.phases
         }
@@ -89,39 +102,61 @@ class Learner:
             learning_rate_scale: factor on every learning rate, in [0, 1].
         """
         due = [phase for phase in self.phases if self.step % phase.every == 0]
-        names = [phase.name for phase in due]
-        draws = [
-            agent.draw(batch, generator, names)
-            for agent, batch, generator in zip(self.agents, batches, self.generators, strict=True)
-        ]
+        for phase in due:
+            self._set_learning_rate(phase, learning_rate_scale)
+        metrics = (self._graphs or self._update)([phase.name for phase in due], batches)
+        self.step += 1
+        return metrics
+
+    def _set_learning_rate(self, phase: Phase, scale: float) -> None:
+        (group,) = self.optimisers[phase.name].param_groups
+        if self._graphs:
+            group["lr"].fill_(phase.learning_rate * scale)
+        else:
+            group["lr"] = phase.learning_rate * scale
+
+    def _update(self, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, Tensor]:
+        draws = self._draw(names, batches)
         batch, drawn = batches[0], draws[0]
         if len(self.agents) > 1:
             batch, drawn = _stack(batches), _stack(draws)
         shared: Draws = {}
         metrics: dict[str, Tensor] = {}
-        for phase in due:
-            trained, optimiser = self._trained[phase.name], self.optimisers[phase.name]
+        for name in names:
+            trained, optimiser = self._trained[name], self.optimisers[name]
             for tensor in trained:
                 tensor.requires_grad_(True)
             with torch.autocast(
                 self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"
             ):
-                loss: Loss = self._call(phase.name, batch, drawn, shared)
+                loss: Loss = self._call(name, batch, drawn, shared)
             loss.value.sum().backward()
             for tensor in trained:
                 tensor.requires_grad_(False)
-            optimiser.param_groups[0]["lr"] = phase.learning_rate * learning_rate_scale
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-            for name, value in loss.buffers.items():
-                self.tensors[name].copy_(value)
+            for buffer, value in loss.buffers.items():
+                self.tensors[buffer].copy_(value)
             shared |= loss.shared
             metrics |= loss.metrics
         with torch.no_grad():
             for target, online, tau in self._targets:
                 torch._foreach_lerp_(target, online, tau)
-        self.step += 1
         return metrics
+
+    def _draw(self, names: Sequence[str], batches: Sequence[Batch]) -> list[Draws]:
+        """What every seed draws; where updates are recorded, side by side: it is many kernels."""
+        inputs = list(zip(self.agents, batches, self.generators, strict=True))
+        if not self._streams:
+            return [agent.draw(batch, generator, names) for agent, batch, generator in inputs]
+        here, found = torch.cuda.current_stream(self.device), []
+        for stream, (agent, batch, generator) in zip(self._streams, inputs, strict=True):
+            stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                found.append(agent.draw(batch, generator, names))
+        for stream in self._streams:
+            here.wait_stream(stream)
+        return found
 
     def sync(self) -> None:
         """Write the weights of several seeds back into their agents; one alone has them already."""
@@ -147,6 +182,8 @@ class Learner:
         for i, generator in enumerate(self.generators):
             generator.set_state(tensors[f"generator/{i}"])
         self.step = step
+        if self._graphs:
+            self._graphs.forget()  # the optimisers' tensors are others now
 
     def _all_seeds(self, phase: str, batch: Batch, draws: Draws, shared: Draws) -> Loss:
         """The loss of every seed: each output has the seeds as its first axis."""

@@ -67,6 +67,11 @@ class Config(base.AgentConfig):
     noise_clip: float = Field(0.3, ge=0)
 
 
+def _columns(x: Tensor, columns: tuple[int, ...]) -> Tensor:
+    """Some columns of x; unlike a list of indices these are not sent to the device each time."""
+    return torch.stack([x[..., column] for column in columns], dim=-1)
+
+
 class Model(base.Model, ABC):
     """psi and pi; a subclass adds phi."""
 
@@ -108,10 +113,10 @@ class Model(base.Model, ABC):
     def encode(self, obs: Tensor, octaves: int, entries: tuple[int, ...] | None = None) -> Tensor:
         """What a network reads of raw observations (..., obs_dim): these entries, and waves."""
         obs = self.normalise(obs)
-        read = obs if entries is None else obs[..., list(entries)]
+        read = obs if entries is None else _columns(obs, entries)
         if not octaves or not self.config.wave_obs:
             return read
-        return torch.cat([read, waves(obs[..., list(self.config.wave_obs)], octaves)], dim=-1)
+        return torch.cat([read, waves(_columns(obs, self.config.wave_obs), octaves)], dim=-1)
 
     def psi(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
         """Successor features (heads, n, d), counted a control step."""

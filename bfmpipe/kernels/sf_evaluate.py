@@ -118,6 +118,10 @@ def sf_evaluate_rows(
     obs (n, obs_dim), action (n, action_dim), z (n, d), w (n, d); the rest as sf_evaluate.
     """
     obs, action, z, w = (x.unsqueeze(-2) for x in (obs, action, z, w))
+    if obs.is_cuda:  # there is nothing to share between rows: plain layers are fewer launches
+        _check(network, obs, action, z, w, pessimism, precision)
+        value = sf_evaluate_reference(_detached(network), obs, action, z, w, pessimism=pessimism)
+        return value[..., 0, 0]
     value = sf_evaluate(network, obs, action, z, w, pessimism=pessimism, precision=precision)
     return value[..., 0, 0]
 
@@ -508,7 +512,7 @@ def _launch(
 
 # ---- CUDA: kernels around the products, which are cuBLAS's
 
-_CUDA_ROWS = 16384  # pairs that pass the layers together: what is between two layers stays in L2
+_CUDA_ROWS = 65536  # pairs that pass the layers together: enough that launching takes no time
 
 
 def _run_on_cuda(parts: _Parts, pessimism: float, precision: str) -> Tensor:
@@ -540,8 +544,13 @@ def _run_on_cuda(parts: _Parts, pessimism: float, precision: str) -> Tensor:
                 half,
             )
             for layer, (weight, addend) in enumerate(zip(weights, addends, strict=True)):
-                x = x @ weight[head]
                 last = layer + 1 == len(weights)
+                if half and not last and not parts.of_state(addend):
+                    # the product's own epilogue: one passage through memory less
+                    bias = addend[head].flatten().to(kept)
+                    x = torch._addmm_activation(bias, x, weight[head])
+                    continue
+                x = x @ weight[head]
                 launch(
                     f"sf_layer_{suffix}",
                     state.device,
@@ -562,45 +571,77 @@ def _run_on_cuda(parts: _Parts, pessimism: float, precision: str) -> Tensor:
 def _differentiate(
     parts: _Parts, grad_q: Tensor, pessimism: float, pairs: int = 65536
 ) -> list[Tensor]:
-    """What _run_gradient returns, by torch, about `pairs` pairs at a time."""
-    _, groups, B, _ = parts.state.shape
-    by_state = [parts.of_state(addend) for addend in parts.addends]
+    """What _run_gradient returns, by plain products, about `pairs` pairs at a time.
 
-    def leaves_of(p: _Parts) -> list[Tensor]:
-        of_addends = [addend for addend, own in zip(p.addends, by_state, strict=True) if own]
-        return [p.state, p.latent, p.readout, p.offset, *of_addends]
-
-    totals = [torch.zeros_like(x) for x in leaves_of(parts)]
-    block = max(1, pairs // max(1, groups * parts.latent.shape[2]))
+    Written out: inside an operation of its own torch records nothing to differentiate.
+    """
+    B = parts.state.shape[2]
+    of_state, of_latent, of_readout = map(
+        torch.zeros_like, (parts.state, parts.latent, parts.readout)
+    )
+    of_offset = torch.zeros_like(parts.offset)
+    of_addends = [
+        torch.zeros_like(addend) if parts.of_state(addend) else addend.new_empty(0)
+        for addend in parts.addends
+    ]
+    block = max(1, pairs // max(1, grad_q.shape[0] * grad_q.shape[2]))
     for first in range(0, B, block):
         rows = slice(first, first + block)
-        with torch.enable_grad():
-            cut = [
-                (x[:, :, rows] if x.shape[2] == B else x).detach().requires_grad_()
-                for x in leaves_of(parts)
-            ]
-            state, latent, readout, offset, *own = cut
-            addends = [
-                own.pop(0) if by else x for x, by in zip(parts.addends, by_state, strict=True)
-            ]
-            piece = parts._replace(
-                state=state, latent=latent, readout=readout, offset=offset, addends=addends
-            )
-            grads = torch.autograd.grad(_in_torch(piece, pessimism), cut, grad_q[:, rows])
-        for total, grad in zip(totals, grads, strict=True):
-            (total[:, :, rows] if total.shape[2] == B else total).add_(grad)
-    state, latent, readout, offset, *own = totals
-    of_addends = [own.pop(0) if by else state.new_empty(0) for by in by_state]
-    return [state, latent, readout, offset, *of_addends]
+        own = of_offset.shape[2] == B
+        piece = parts._replace(
+            state=parts.state[:, :, rows],
+            offset=parts.offset[:, :, rows] if own else parts.offset,
+            addends=[x[:, :, rows] if parts.of_state(x) else x for x in parts.addends],
+        )
+        state, latent, readout, head, addends = _gradients_of_pairs(
+            piece, grad_q[:, rows], pessimism
+        )
+        of_state[:, :, rows] = state
+        of_latent += latent
+        of_readout += readout
+        if own:
+            of_offset[:, :, rows] = head
+        else:
+            of_offset += head.sum(2, keepdim=True)
+        for of, addend in zip(of_addends, addends, strict=True):
+            if of.numel():
+                of[:, :, rows] = addend.sum(3)
+    return [of_state, of_latent, of_readout, of_offset, *of_addends]
 
 
-def _in_torch(parts: _Parts, pessimism: float) -> Tensor:
-    """The pairs' part in plain torch, (G, B, K)."""
-    x = parts.state[:, :, :, None] + parts.latent[:, :, None]
-    heads, *sizes, _ = x.shape
-    x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5)
-    x = torch.tanh(x * parts.scale[:, None, None, None] + parts.shift[:, None, None, None])
+def _gradients_of_pairs(
+    parts: _Parts, grad_q: Tensor, pessimism: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    """Gradients of state, latent and readout; of the pairs' heads; of what is added in a layer.
+
+    The last ones are the pairs' own, (heads, G, B, K, out).
+    """
+    y = parts.state[:, :, :, None] + parts.latent[:, :, None]
+    heads, *sizes, _ = y.shape
+    factor = torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-5)
+    normalised = y * factor
+    scale, shift = parts.scale[:, None, None, None], parts.shift[:, None, None, None]
+    joined = torch.tanh(normalised * scale + shift)
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        return torch.bmm(x.flatten(1, 3), weight).view(heads, *sizes, -1)
+
+    layers = [joined]
     for weight, addend in zip(parts.weights, parts.addends, strict=True):
-        y = torch.bmm(x.flatten(1, 3), weight).view(heads, *sizes, -1)
-        x = torch.relu(y + addend[:, :, :, None])
-    return _reduce((x * parts.readout[:, :, None]).sum(-1) + parts.offset, pessimism)
+        layers.append(torch.relu(product(layers[-1], weight) + addend[:, :, :, None]))
+
+    of_head = grad_q.expand(heads, *grad_q.shape) / heads
+    if pessimism:
+        q = (layers[-1] * parts.readout[:, :, None]).sum(-1) + parts.offset
+        nearer = pessimism * grad_q * (q[0] - q[1]).sign()
+        of_head = of_head + torch.stack([-nearer, nearer])
+    of_readout = torch.einsum("hgbk,hgbkj->hgkj", of_head, layers[-1])
+    of_x = of_head[..., None] * parts.readout[:, :, None]
+    of_addends = []
+    for weight, x in zip(reversed(parts.weights), reversed(layers[1:]), strict=True):
+        of_addends.append(of_x * (x > 0))
+        of_x = product(of_addends[-1], weight.mT)
+    of_normalised = of_x * (1 - joined.square()) * scale
+    along = (of_normalised * normalised).mean(-1, keepdim=True)
+    of_y = factor * (of_normalised - normalised * along)
+    return of_y.sum(3), of_y.sum(2), of_readout, of_head, of_addends[::-1]

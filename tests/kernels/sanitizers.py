@@ -1,12 +1,14 @@
-"""The kernels' tests under the address and undefined behaviour sanitizers: `make sanitize`.
+"""The kernels' tests under sanitizers: `make sanitize`, and on a GPU `make sanitize-cuda`.
 
-They run on a bfmpipe that is built for it and installed in a directory of its own. Every
-instruction set that this processor has is run. Not seen are the loads and stores of AMX's tile
-registers, nor masked ones, which no compiler instruments: what lies around their addresses is only
-checked where ordinary instructions touch it too.
+On the CPU these are the compiler's, for addresses and undefined behaviour. The tests run on a
+bfmpipe that is built for it and installed in a directory of its own. Every instruction set that
+this processor has is run. Not seen are the loads and stores of AMX's tile registers, nor masked
+ones, which no compiler instruments: what lies around their addresses is only checked where ordinary
+instructions touch it too.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -69,7 +71,27 @@ def run_tests(
     return run(site, *pytest, *options, *paths, **settings)
 
 
+def run_tests_on_gpu() -> int:
+    """Run the kernels' CUDA tests under compute-sanitizer's memcheck and racecheck: 0 if clean."""
+    if not shutil.which("compute-sanitizer"):
+        sys.exit("make sanitize-cuda: there is no compute-sanitizer here; CUDA's toolkit has it")
+    # every tensor an allocation of its own, so that what lies beyond it is nobody's
+    env = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    paths = [f"tests/kernels/{name}.py" for name in ("test_leave_one_out", "test_sf_evaluate")]
+    # what torch compiles or looks into has no kernels of ours that the other tests have not
+    wanted = "(cuda or gpu) and not (opcheck or compile or gradcheck or sweep)"
+    for tool in ("memcheck", "racecheck"):
+        checked = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+        checked += ["--kernel-name", "kernel_substring=bfmpipe"]
+        pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", wanted, *paths]
+        if code := subprocess.run([*checked, *pytest], cwd=ROOT, env=env, check=False).returncode:
+            return code
+    return 0
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["cuda"]:
+        sys.exit(run_tests_on_gpu())
     if not runtimes():
         sys.exit("make sanitize: the compiler has no libasan.so and libubsan.so; GCC has")
     sys.exit(run_tests(install(), *sys.argv[1:]).returncode)

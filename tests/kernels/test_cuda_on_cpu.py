@@ -50,7 +50,7 @@ def test_leave_one_out(shape, ends, dtype, order, launch_cuda):
 
 @pytest.mark.parametrize("kind", ["float32", "float64", "half"])
 @pytest.mark.parametrize("size", [(1, 1, 5), (2, 9, 5), (3, 1, 2)])
-@pytest.mark.parametrize("spec", [sf.TWO, sf.ONE, sf.networks[2], sf.networks[3]])
+@pytest.mark.parametrize("spec", [sf.TWO, sf.ONE, sf.networks[2], sf.networks[3], *sf.wide])
 def test_sf_evaluate(spec, size, kind, order, launch_cuda, monkeypatch):
     monkeypatch.setattr(sf.module, "_CUDA_ROWS", 37)
     dtype = torch.float64 if kind == "float64" else torch.float32

@@ -42,6 +42,13 @@ networks = [
     ("one", 1, 0, 33, 3, 1, 2, 5),
     ("two", 2, 2, 256, 24, 6, 50, 50),
 ]
+# widths that CUDA has kernels of their own for, beside those of any width
+wide = [
+    ("two", 2, 1, 1024, 24, 6, 50, 50),
+    ("one", 2, 0, 512, 5, 3, 6, 6),
+    ("two", 1, 2, 256, 5, 3, 6, 6),
+    ("one", 2, 0, 128, 5, 3, 6, 6),
+]
 # leading axes, B, K
 sizes = [((), 1, 1), ((), 17, 5), ((), 0, 3), ((), 3, 0), ((3,), 1, 1), ((2, 0), 2, 2)]
 sizes += [((5,), 1, 33), ((2, 3), 19, 7), ((97,), 1, 1), ((), 130, 101)]
@@ -169,7 +176,19 @@ def test_half_precision(spec, size, instruction_set):
     check_against_reference(evaluate, spec, size, torch.float32, "cpu", 0.0, tolerance)
 
 
-def test_random_sweep_of_shapes():
+@needs_cuda
+@pytest.mark.parametrize("size", [((2, 3), 19, 7), ((), 130, 101)])
+@pytest.mark.parametrize("spec", [*networks, *wide])
+def test_half_precision_on_a_gpu(spec, size):
+    def evaluate(*arguments, pessimism):
+        return sf_evaluate(*arguments, pessimism=pessimism, precision="half")
+
+    tolerance = HALF_TOLERANCE * max(1, spec[2])
+    check_against_reference(evaluate, spec, size, torch.float32, "cuda", 0.0, tolerance)
+
+
+@pytest.mark.parametrize("device", devices)
+def test_random_sweep_of_shapes(device):
     generator = torch.Generator().manual_seed(0)
 
     def pick(low, high):
@@ -182,7 +201,7 @@ def test_random_sweep_of_shapes():
             form,
             heads,
             trunk,
-            2 * pick(1, 90),
+            (2 * pick(1, 90), 128 << pick(0, 1))[pick(0, 3) == 0],
             pick(1, 30),
             pick(0, 9),
             pick(1, 30),
@@ -192,7 +211,7 @@ def test_random_sweep_of_shapes():
         dtype = dtypes[i % 2]
         pessimism = pick(0, 10) / 10 if heads == 2 else 0.0
         check_against_reference(
-            sf_evaluate, spec, size, dtype, "cpu", pessimism, 2 * TOLERANCE[dtype]
+            sf_evaluate, spec, size, dtype, device, pessimism, 2 * TOLERANCE[dtype]
         )
 
 
