@@ -22,6 +22,7 @@ from bfmpipe.adaptation.base import Problem
 from bfmpipe.adaptation.draws import Draws
 from bfmpipe.agents import Model
 from bfmpipe.config import Config
+from bfmpipe.types import UserError
 
 
 class Critic(ABC):
@@ -72,6 +73,15 @@ class TwinMLP(nn.Module):
         return self.networks(x.repeat_interleave(2, dim=0)).squeeze(-1).unflatten(0, (len(x), 2))
 
 
+class CriticConfig(Config):
+    """Settings of critics that are networks of their own."""
+
+    critic_octaves: int = Field(0, ge=0)
+    """Sines and cosines that the critic reads of the observation's entries that the model reads so
+    (`wave_obs`), at 1, 2, 4, ... times the normalised value. Without them a reward of a centimetre
+    is finer than a network's natural smoothness, and where it lies the critic cannot say."""
+
+
 class _MLPCritic(Critic):
     """What critics that are MLPs of (s, a) or (s, a, z) share."""
 
@@ -81,14 +91,22 @@ class _MLPCritic(Critic):
         *,
         hidden: int,
         learning_rate: float,
+        octaves: int,
         reads_latent: bool,
         zero: bool,
         draws: Draws,
     ) -> None:
         self.problem = problem
+        self.octaves = octaves
         self.reads_latent = reads_latent
-        inputs = problem.domain.obs_dim + problem.domain.action_dim
-        inputs += problem.model.z_dim if reads_latent else 0
+        obs = torch.zeros(len(problem.tasks), 1, problem.domain.obs_dim)
+        read = problem.model.encode(obs, octaves).shape[-1]
+        if octaves and read == problem.domain.obs_dim:
+            raise UserError(
+                f"critic_octaves is {octaves}, but the model reads no entry of the observation as "
+                "waves; set critic_octaves to 0, or train a model with wave_obs"
+            )
+        inputs = read + problem.domain.action_dim + (problem.model.z_dim if reads_latent else 0)
         self.online = draws.network(
             len(problem.tasks), lambda n: TwinMLP(n, inputs, hidden, zero=zero)
         )
@@ -99,13 +117,13 @@ class _MLPCritic(Critic):
 
     def read(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
         """What the MLPs are given, (T, n, inputs)."""
-        parts = [self.problem.model.normalise(obs), action]
+        parts = [self.problem.model.encode(obs, self.octaves), action]
         if self.reads_latent:
             parts.append(z[:, None].expand(-1, obs.shape[1], -1))
         return torch.cat(parts, dim=-1)
 
 
-class ResidualConfig(Config):
+class ResidualConfig(CriticConfig):
     """Settings of the residual critic; the paper gives its two layers of 64."""
 
     hidden_dim: int = Field(64, ge=1)
@@ -130,6 +148,7 @@ class ResidualCritic(_MLPCritic):
             problem,
             hidden=config.hidden_dim,
             learning_rate=config.learning_rate,
+            octaves=config.critic_octaves,
             reads_latent=config.residual_input == "state-action-latent",
             zero=True,
             draws=draws,
@@ -170,7 +189,7 @@ class ResidualCritic(_MLPCritic):
         return self.online(self.read(obs, action, z)) - left[:, None]
 
 
-class FreshConfig(Config):
+class FreshConfig(CriticConfig):
     """Settings of critics from scratch; TD3's."""
 
     critic_hidden_dim: int = Field(256, ge=1)
@@ -185,6 +204,7 @@ class FreshCritic(_MLPCritic):
             problem,
             hidden=config.critic_hidden_dim,
             learning_rate=config.critic_learning_rate,
+            octaves=config.critic_octaves,
             reads_latent=False,
             zero=False,
             draws=draws,

@@ -83,6 +83,13 @@ class Model(nn.Module, ABC):
         """Observations with zero mean and unit variance over the training data."""
         return (obs - self.obs_mean) / self.obs_std
 
+    def encode(self, obs: Tensor, octaves: int) -> Tensor:
+        """What networks beside the model's may read of raw observations (..., obs_dim).
+
+        They are normalised; a model that reads some entries also as waves adds `octaves` of these.
+        """
+        return self.normalise(obs)
+
     @abstractmethod
     def phi(self, obs: Tensor) -> Tensor:
         """State features (n, d) of obs (n, obs_dim)."""

@@ -35,20 +35,25 @@ class Stack(Model):
         self.models = tuple(models)
         self.inference_weights = first.inference_weights  # type: ignore[misc]
 
-    def _each(self, name: str, *inputs: Tensor, rows: int = 0) -> Tensor:
+    def _each(self, name: str, *inputs: Tensor, rows: int = 0, **settings: int) -> Tensor:
         """A function of every model, on its block of the inputs' first axis.
 
         `rows` is the axis of the output that goes by rows.
         """
         blocks = zip(*(x.chunk(len(self.models)) for x in inputs), strict=True)
         outputs = [
-            getattr(model, name)(*block) for model, block in zip(self.models, blocks, strict=True)
+            getattr(model, name)(*block, **settings)
+            for model, block in zip(self.models, blocks, strict=True)
         ]
         return torch.cat(outputs, rows)
 
     def normalise(self, obs: Tensor) -> Tensor:
         """Observations, each block normalised by its own model."""
         return self._each("normalise", obs)
+
+    def encode(self, obs: Tensor, octaves: int) -> Tensor:
+        """Observations, each block encoded by its own model."""
+        return self._each("encode", obs, octaves=octaves)
 
     def phi(self, obs: Tensor) -> Tensor:
         """State features (n, d)."""

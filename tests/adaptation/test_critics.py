@@ -18,8 +18,9 @@ from bfmpipe.adaptation.draws import Draws
 from bfmpipe.adaptation.off_policy import Batch, UpdateConfig
 from bfmpipe.adaptation.safe import calibrate
 from bfmpipe.networks import project_z
+from bfmpipe.types import UserError
 
-from .test_methods import make_problem
+from .test_methods import make_problem, small_model
 
 T, N = 2, 16
 
@@ -73,6 +74,45 @@ def test_learning_fits_the_target_and_moves_no_target_network(kind):
     torch.testing.assert_close(
         critic.target_q(b.obs, b.action, z), critic.q(b.obs, b.action, z), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("kind", ["residual", "fresh"])
+def test_with_waves_a_critic_sees_what_is_narrow(kind):
+    """A value in a hundredth of the square; the share of its variance that is left at new points."""
+    problem = make_problem(model=small_model(wave_obs=(0, 1)))
+    z, n = problem.z, 512
+    generator = torch.Generator().manual_seed(0)
+
+    def points():
+        obs = 4 * torch.rand(T, n, 4, generator=generator) - 2
+        action = torch.zeros(T, n, 2)
+        value = 10 * ((obs[..., :2] - 0.3).abs().amax(-1) < 0.2).float()
+        if kind == "residual":  # beside what is frozen
+            value += ResidualCritic(problem, ResidualConfig(), Draws([0])).base(obs, action, z)
+        return obs, action, z, value
+
+    left = {}
+    for octaves in (0, 5):
+        critic = make_critic(kind, problem, octaves)
+        for _ in range(400):
+            critic.learn(*points())
+        errors = torch.stack([critic.error(*points()).detach() for _ in range(20)])
+        left[octaves] = float(errors.square().mean()) / (100 * 0.01)
+    assert left[5] < 0.15
+    assert left[0] > 3 * left[5]
+
+
+def make_critic(kind, problem, octaves):
+    if kind == "residual":
+        config = ResidualConfig(learning_rate=1e-3, critic_octaves=octaves)
+        return ResidualCritic(problem, config, Draws([0]))
+    config = FreshConfig(critic_hidden_dim=64, critic_learning_rate=1e-3, critic_octaves=octaves)
+    return FreshCritic(problem, config, Draws([0]))
+
+
+def test_waves_that_the_model_has_none_of_are_refused():
+    with pytest.raises(UserError, match="reads no entry of the observation as waves"):
+        make_critic("residual", make_problem(), 2)
 
 
 def test_the_critics_of_a_task_do_not_feel_the_other(kind):

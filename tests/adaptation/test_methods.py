@@ -72,11 +72,10 @@ MOVE_LATENTS = ("amortised", "cem", "cma-es", "lola", "opti", "random-search", "
 TEST_LATENTS = ("hybrid", "rela-safe")  # play another latent only where it has won
 
 
-def small_model(seed=0):
+def small_model(seed=0, **settings):
     torch.manual_seed(seed)
-    config = fb.Config(
-        z_dim=6, architecture="concatenated", hidden_dim=32, backward_hidden_dim=16, batch=8
-    )
+    small = {"hidden_dim": 32, "backward_hidden_dim": 16, "batch": 8}
+    config = fb.Config(z_dim=6, architecture="concatenated", **small, **settings)
     return fb.Model(config, 4, 2).requires_grad_(False).eval()
 
 
