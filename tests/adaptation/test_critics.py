@@ -78,7 +78,7 @@ def test_learning_fits_the_target_and_moves_no_target_network(kind):
 
 @pytest.mark.parametrize("kind", ["residual", "fresh"])
 def test_with_waves_a_critic_sees_what_is_narrow(kind):
-    """A value in a hundredth of the square; the share of its variance that is left at new points."""
+    """A value in a hundredth of the square: what share of its variance is left at new points."""
     problem = make_problem(model=small_model(wave_obs=(0, 1)))
     z, n = problem.z, 512
     generator = torch.Generator().manual_seed(0)
