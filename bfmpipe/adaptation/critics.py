@@ -76,10 +76,11 @@ class TwinMLP(nn.Module):
 class CriticConfig(Config):
     """Settings of critics that are networks of their own."""
 
-    critic_octaves: int = Field(0, ge=0)
+    critic_octaves: int | None = Field(None, ge=0)
     """Sines and cosines that the critic reads of the observation's entries that the model reads so
-    (`wave_obs`), at 1, 2, 4, ... times the normalised value. Without them a reward of a centimetre
-    is finer than a network's natural smoothness, and where it lies the critic cannot say."""
+    (`wave_obs`), at 1, 2, 4, ... times the normalised value; by default as many as psi reads.
+    Without them a reward of a centimetre is finer than a network's natural smoothness, and where it
+    lies the critic cannot say."""
 
 
 class _MLPCritic(Critic):
@@ -91,7 +92,7 @@ class _MLPCritic(Critic):
         *,
         hidden: int,
         learning_rate: float,
-        octaves: int,
+        octaves: int | None,
         reads_latent: bool,
         zero: bool,
         draws: Draws,
@@ -100,11 +101,11 @@ class _MLPCritic(Critic):
         self.octaves = octaves
         self.reads_latent = reads_latent
         obs = torch.zeros(len(problem.tasks), 1, problem.domain.obs_dim)
-        read = problem.model.encode(obs, octaves).shape[-1]
+        read = self.read_obs(obs).shape[-1]
         if octaves and read == problem.domain.obs_dim:
             raise UserError(
                 f"critic_octaves is {octaves}, but the model reads no entry of the observation as "
-                "waves; set critic_octaves to 0, or train a model with wave_obs"
+                "waves; leave critic_octaves out, or train a model with wave_obs"
             )
         inputs = read + problem.domain.action_dim + (problem.model.z_dim if reads_latent else 0)
         self.online = draws.network(
@@ -115,9 +116,14 @@ class _MLPCritic(Critic):
         self.target_parameters = list(self.target.parameters())
         self.optimiser = torch.optim.Adam(self.parameters, lr=learning_rate)
 
+    def read_obs(self, obs: Tensor) -> Tensor:
+        """What the MLPs are given of observations, (T, n, features)."""
+        model = self.problem.model
+        return model.psi_obs(obs) if self.octaves is None else model.encode(obs, self.octaves)
+
     def read(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
         """What the MLPs are given, (T, n, inputs)."""
-        parts = [self.problem.model.encode(obs, self.octaves), action]
+        parts = [self.read_obs(obs), action]
         if self.reads_latent:
             parts.append(z[:, None].expand(-1, obs.shape[1], -1))
         return torch.cat(parts, dim=-1)

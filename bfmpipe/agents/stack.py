@@ -55,6 +55,10 @@ class Stack(Model):
         """Observations, each block encoded by its own model."""
         return self._each("encode", obs, octaves=octaves)
 
+    def psi_obs(self, obs: Tensor) -> Tensor:
+        """What the layers of psi read, each block by its own model."""
+        return self._each("psi_obs", obs)
+
     def phi(self, obs: Tensor) -> Tensor:
         """State features (n, d)."""
         return self._each("phi", obs)

@@ -110,6 +110,15 @@ def make_critic(kind, problem, octaves):
     return FreshCritic(problem, config, Draws([0]))
 
 
+def test_by_default_a_critic_reads_what_psi_reads():
+    model = small_model(wave_obs=(0, 1), forward_octaves=3)
+    critic = make_critic("residual", make_problem(model=model), None)
+    obs, action = torch.rand(T, N, 4), torch.rand(T, N, 2)
+    found = critic.read(obs, action, critic.problem.z)
+    assert torch.equal(found, torch.cat([model.psi_obs(obs), action], -1))
+    assert found.shape[-1] == 4 + 2 * 3 * 2 + 2
+
+
 def test_waves_that_the_model_has_none_of_are_refused():
     with pytest.raises(UserError, match="reads no entry of the observation as waves"):
         make_critic("residual", make_problem(), 2)
