@@ -225,7 +225,7 @@ def check(c: fb.Config, device: str) -> None:
     ours, plain = learner("fb", dict(c), device), Plain(c, device)
     plain.copy_weights(ours.agents[0].model)
     generator = torch.Generator(device)
-    for _ in range(3):
+    for _ in range(6):  # on a GPU the last ones are replayed
         batch = random_batch(c.batch, device)
         generator.set_state(ours.generators[0].get_state())
         draws = ours.agents[0].draw(batch, generator, ("fb", "actor"))

@@ -22,7 +22,6 @@ from bfmpipe.adaptation.base import Problem
 from bfmpipe.adaptation.draws import Draws
 from bfmpipe.agents import Model
 from bfmpipe.config import Config
-from bfmpipe.types import UserError
 
 
 class Critic(ABC):
@@ -78,9 +77,9 @@ class CriticConfig(Config):
 
     critic_octaves: int | None = Field(None, ge=0)
     """Sines and cosines that the critic reads of the observation's entries that the model reads so
-    (`wave_obs`), at 1, 2, 4, ... times the normalised value; by default as many as psi reads.
-    Without them a reward of a centimetre is finer than a network's natural smoothness, and where it
-    lies the critic cannot say."""
+    (`wave_obs`; many read none), at 1, 2, 4, ... times the normalised value; by default as many as
+    psi reads. Without them a reward of a centimetre is finer than a network's natural smoothness,
+    and where it lies the critic cannot say."""
 
 
 class _MLPCritic(Critic):
@@ -101,13 +100,8 @@ class _MLPCritic(Critic):
         self.octaves = octaves
         self.reads_latent = reads_latent
         obs = torch.zeros(len(problem.tasks), 1, problem.domain.obs_dim)
-        read = self.read_obs(obs).shape[-1]
-        if octaves and read == problem.domain.obs_dim:
-            raise UserError(
-                f"critic_octaves is {octaves}, but the model reads no entry of the observation as "
-                "waves; leave critic_octaves out, or train a model with wave_obs"
-            )
-        inputs = read + problem.domain.action_dim + (problem.model.z_dim if reads_latent else 0)
+        inputs = self.read_obs(obs).shape[-1] + problem.domain.action_dim
+        inputs += problem.model.z_dim if reads_latent else 0
         self.online = draws.network(
             len(problem.tasks), lambda n: TwinMLP(n, inputs, hidden, zero=zero)
         )

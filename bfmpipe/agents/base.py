@@ -213,6 +213,10 @@ class Agent(nn.Module, ABC):
     def draw(self, batch: Batch, generator: torch.Generator, due: Collection[str]) -> Draws:
         """The random numbers of one update, and what is worked out of the batch beforehand.
 
+        On a GPU this and `forward` run in Python for the first updates only, whose operations on
+        the device are then replayed (`graphs`): they must not wait for it, nor change anything in
+        Python. Metrics are scalars of one type.
+
         Args:
             batch: the transitions.
             generator: where from.

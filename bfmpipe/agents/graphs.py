@@ -83,10 +83,13 @@ class Graphs:
             with torch.cuda.graph(graph):
                 metrics = self._update(names, static)
                 packed = torch.stack([*metrics.values()])
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
+            cause = error.__context__ or error  # the end of the recording fails too, and says less
             raise UserError(
                 f"an update of {', '.join(names)} cannot be recorded as a CUDA graph "
-                f"({str(error).splitlines()[0]}); set cuda_graphs to false, or leave out of the "
+                f"({str(cause).splitlines()[0]}); set cuda_graphs to false, or leave out of the "
                 "agent's losses and draws what waits for the device"
             ) from error
         return _Recorded(graph, [x for batch in static for x in batch], [*metrics], packed)

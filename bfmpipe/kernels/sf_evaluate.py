@@ -115,7 +115,8 @@ def sf_evaluate_rows(
 ) -> Tensor:
     """Return Q (n,) of n rows, each with a state, an action, a latent and weights of its own.
 
-    obs (n, obs_dim), action (n, action_dim), z (n, d), w (n, d); the rest as sf_evaluate.
+    obs (n, obs_dim), action (n, action_dim), z (n, d), w (n, d); the rest as sf_evaluate, but that
+    on CUDA "half" is no faster than "full", and the same.
     """
     obs, action, z, w = (x.unsqueeze(-2) for x in (obs, action, z, w))
     if obs.is_cuda:  # there is nothing to share between rows: plain layers are fewer launches
@@ -135,7 +136,10 @@ def sf_evaluate_reference(
     *,
     pessimism: float = 0.0,
 ) -> Tensor:
-    """Compute sf_evaluate as it is defined, all psi at once: the oracle of its tests."""
+    """Compute sf_evaluate as it is defined, all psi at once.
+
+    The oracle of its tests, and on CUDA what evaluates rows.
+    """
     B, K = obs.shape[-2], z.shape[-2]
     obs, action = (x.unsqueeze(-2).expand(*x.shape[:-1], K, -1) for x in (obs, action))
     z = z.unsqueeze(-3).expand(*z.shape[:-2], B, -1, -1)
@@ -516,16 +520,17 @@ _CUDA_ROWS = 65536  # pairs that pass the layers together: enough that launching
 
 
 def _run_on_cuda(parts: _Parts, pessimism: float, precision: str) -> Tensor:
-    state, latent, scale, shift, readout = (
-        x.contiguous() for x in (parts.state, parts.latent, parts.scale, parts.shift, parts.readout)
+    state, latent, scale, shift, readout = map(
+        _aligned, (parts.state, parts.latent, parts.scale, parts.shift, parts.readout)
     )
-    addends = [addend.contiguous() for addend in parts.addends]
+    addends = [_aligned(addend) for addend in parts.addends]
     heads, groups, B, hidden = state.shape
     sizes = (groups, B, latent.shape[2])
     pairs = groups * B * sizes[2]
     half = precision == "half"
     kept = torch.float16 if half else state.dtype
     weights = [weight.to(kept) for weight in parts.weights]
+    biases = [addend.flatten(1).to(kept) for addend in addends]
     suffix = "float32" if state.dtype == torch.float32 else "float64"
     q = state.new_empty(heads, pairs)
     for head in range(heads):
@@ -547,8 +552,7 @@ def _run_on_cuda(parts: _Parts, pessimism: float, precision: str) -> Tensor:
                 last = layer + 1 == len(weights)
                 if half and not last and not parts.of_state(addend):
                     # the product's own epilogue: one passage through memory less
-                    bias = addend[head].flatten().to(kept)
-                    x = torch._addmm_activation(bias, x, weight[head])
+                    x = torch._addmm_activation(biases[layer][head], x, weight[head])
                     continue
                 x = x @ weight[head]
                 launch(
@@ -565,7 +569,16 @@ def _run_on_cuda(parts: _Parts, pessimism: float, precision: str) -> Tensor:
                     rows,
                     half,
                 )
-    return _reduce(q.view(heads, *sizes) + parts.offset, pessimism)
+    q = q.view(heads, *sizes) + parts.offset
+    if half:  # that epilogue may make zero of what is not a number: it shows all the same
+        q = q + 0 * (state.sum(-1)[..., None] + latent.sum(-1)[:, :, None])
+    return _reduce(q, pessimism)
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """Contiguous, at an address from which the kernels can read four numbers at once."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % 16 else x
 
 
 def _differentiate(
@@ -624,7 +637,7 @@ def _gradients_of_pairs(
     joined = torch.tanh(normalised * scale + shift)
 
     def product(x: Tensor, weight: Tensor) -> Tensor:
-        return torch.bmm(x.flatten(1, 3), weight).view(heads, *sizes, -1)
+        return torch.bmm(x.flatten(1, 3), weight).view(heads, *sizes, weight.shape[-1])
 
     layers = [joined]
     for weight, addend in zip(parts.weights, parts.addends, strict=True):

@@ -18,7 +18,6 @@ from bfmpipe.adaptation.draws import Draws
 from bfmpipe.adaptation.off_policy import Batch, UpdateConfig
 from bfmpipe.adaptation.safe import calibrate
 from bfmpipe.networks import project_z
-from bfmpipe.types import UserError
 
 from .test_methods import make_problem, small_model
 
@@ -119,9 +118,10 @@ def test_by_default_a_critic_reads_what_psi_reads():
     assert found.shape[-1] == 4 + 2 * 3 * 2 + 2
 
 
-def test_waves_that_the_model_has_none_of_are_refused():
-    with pytest.raises(UserError, match="reads no entry of the observation as waves"):
-        make_critic("residual", make_problem(), 2)
+def test_a_model_without_waves_gives_its_critics_none():
+    problem = make_problem()
+    critic, b = make_critic("residual", problem, 2), make_batch()
+    assert critic.read(b.obs, b.action, problem.z).shape[-1] == 4 + 2
 
 
 def test_the_critics_of_a_task_do_not_feel_the_other(kind):

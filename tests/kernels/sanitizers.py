@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bfmpipe.kernels.selfcheck import gpu_problem
 from tests.installed import ROOT, command, environment, pip
 
 _FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -O0 -g"
@@ -73,6 +74,8 @@ def run_tests(
 
 def run_tests_on_gpu() -> int:
     """Run the kernels' CUDA tests under compute-sanitizer's memcheck and racecheck: 0 if clean."""
+    if problem := gpu_problem():
+        sys.exit(f"make sanitize-cuda: {problem}")
     if not shutil.which("compute-sanitizer"):
         sys.exit("make sanitize-cuda: there is no compute-sanitizer here; CUDA's toolkit has it")
     # every tensor an allocation of its own, so that what lies beyond it is nobody's

@@ -65,11 +65,14 @@ def test_sf_evaluate(spec, size, kind, order, launch_cuda, monkeypatch):
     assert sf.relative_error(got, want) <= max(tolerance, 5 * plain)
 
 
-@pytest.mark.parametrize("spec", [sf.TWO, sf.ONE, sf.networks[3]])
-def test_the_gradient_by_blocks(spec):
+@pytest.mark.parametrize("spec", [sf.TWO, sf.ONE, *sf.networks[2:4]])
+@pytest.mark.parametrize("size", [(1, 13, 7), (3, 5, 4), (1, 4, 0), (0, 2, 2), (2, 0, 3)])
+def test_the_gradient_by_blocks(spec, size):
     """What CUDA tensors take is plain torch: the same as the compiled gradient."""
-    parts = sf.parts_of(spec, ((), 13, 7), torch.float64)
-    grad_q = torch.randn(1, 13, 7, dtype=torch.float64)
+    groups, *pairs = size
+    inputs = sf.make_inputs(spec, ((groups,), *pairs), torch.float64)
+    parts = sf.module._restructure(sf.make_network(spec, torch.float64), *inputs)
+    grad_q = torch.randn(size, dtype=torch.float64)
     pessimism = 0.3 if spec[1] == 2 else 0.0
     want = sf.module._run_gradient(grad_q, *parts, pessimism)
     for got, expected in zip(

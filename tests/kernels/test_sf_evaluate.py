@@ -178,6 +178,14 @@ def test_half_precision(spec, size, instruction_set):
 
 @needs_cuda
 @pytest.mark.parametrize("size", [((2, 3), 19, 7), ((), 130, 101)])
+@pytest.mark.parametrize("spec", wide)
+def test_wide_networks_on_a_gpu(spec, size):
+    tolerance = TOLERANCE[torch.float32]
+    check_against_reference(sf_evaluate, spec, size, torch.float32, "cuda", 0.0, tolerance)
+
+
+@needs_cuda
+@pytest.mark.parametrize("size", [((2, 3), 19, 7), ((), 130, 101)])
 @pytest.mark.parametrize("spec", [*networks, *wide])
 def test_half_precision_on_a_gpu(spec, size):
     def evaluate(*arguments, pessimism):
@@ -353,6 +361,19 @@ def test_what_is_not_finite_shows(bad, precision, instruction_set):
     assert not got[7].isfinite().any()
     assert torch.equal(got[:7], want[:7])
     assert torch.equal(got[8:], want[8:])
+
+
+@pytest.mark.parametrize("device", devices)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("precision", ["full", "half"])
+@pytest.mark.parametrize("spec", [TWO, ONE])
+def test_a_latent_that_is_not_finite_shows(spec, bad, precision, device):
+    network = make_network(spec, torch.float32, device)
+    inputs = make_inputs(spec, ((), 40, 9), torch.float32, device)
+    inputs[2][4, 0] = bad
+    got = sf_evaluate(network, *inputs, precision=precision)
+    assert not got[:, 4].isfinite().any()
+    assert got[:, [0, 1, 2, 3, 5, 6, 7, 8]].isfinite().all()
 
 
 @pytest.mark.parametrize("device", devices)
