@@ -191,8 +191,8 @@ print(status("VmHWM"))
 def peak(source, dataset, most):
     """kB that a process that imports so many episodes has at most; the least of three.
 
-    Its allocators have one pool, which gives back what is freed: as they come they keep 2 to 12 MiB,
-    more or less from one run to the next.
+    Its allocators have one pool, which gives back what is freed: as they come they keep 2 to 12 MiB
+    of it, more or less from one run to the next.
     """
     argv = [sys.executable, "-c", PEAK, str(source), str(dataset), str(most)]
     pool = {
