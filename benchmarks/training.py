@@ -6,9 +6,9 @@ defaults, targets in a loop over parameters, float32. Its two forms of the loss 
 indexing the matrices with the mask of the off-diagonal entries, and multiplying by it. Ours and it
 get the same weights, batches and random numbers first, and must give the same losses.
 
-On the CPU at both sizes with one thread and with two, also the plain one under autocast, and our
-other agents. On a GPU the plain one also compiled with CUDA graphs, in float32 and under autocast,
-and three seeds at once.
+On the CPU at both sizes with one thread and with two, also the plain one under autocast and, where
+ours multiplies float32 by oneDNN (`agents.products`), with that; and our other agents. On a GPU the
+plain one also compiled with CUDA graphs, in float32 and under autocast, and three seeds at once.
 """
 
 import copy
@@ -26,6 +26,7 @@ from bfmpipe import plugins
 from bfmpipe.agents import fb
 from bfmpipe.agents.base import Batch
 from bfmpipe.agents.learner import Learner, LearnerConfig
+from bfmpipe.agents.products import fast_float32, onednn_is_better
 from bfmpipe.networks import perturb, project_z
 
 OBS, ACTION = 24, 6  # walker
@@ -257,6 +258,10 @@ def on_cpu() -> None:
                 "plain, mask, autocast": Plain(c, "cpu", autocast=True),
             }
             calls = {name: partial(plain.update, batch) for name, plain in forms.items()}
+            if onednn_is_better():
+                calls["plain, mask, oneDNN"] = fast_float32()(
+                    partial(forms["plain, mask"].update, batch)
+                )
             for precision in ("float32", "bfloat16"):
                 ours = learner("fb", settings, "cpu", precision=precision)
                 calls[f"ours, {precision}"] = partial(ours.update, [batch])

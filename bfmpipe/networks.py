@@ -76,13 +76,24 @@ class ParallelLayerNorm(nn.Module):
         return torch.addcmul(self.bias, normalised, self.weight)
 
 
+class Tanh(nn.Module):
+    """tanh; of float32 on a CPU through the logistic function, which torch computes five times as
+    fast there, to an absolute error of 2e-7."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """tanh(x)."""
+        if x.device.type == "cpu" and x.dtype == torch.float32:
+            return 2 * torch.sigmoid(2 * x) - 1
+        return torch.tanh(x)
+
+
 def _embedding(
     heads: int, in_features: int, hidden: int, out_features: int, depth: int = 2
 ) -> nn.Sequential:
     layers: list[nn.Module] = [
         ParallelLinear(heads, in_features, hidden),
         ParallelLayerNorm(heads, hidden),
-        nn.Tanh(),
+        Tanh(),
     ]
     for _ in range(depth - 2):
         layers += [ParallelLinear(heads, hidden, hidden), nn.ReLU()]
@@ -243,7 +254,7 @@ class BackwardMap(nn.Module):
     ) -> None:
         super().__init__()
         self.project = project
-        layers: list[nn.Module] = [nn.Linear(obs_dim, hidden), nn.LayerNorm(hidden), nn.Tanh()]
+        layers: list[nn.Module] = [nn.Linear(obs_dim, hidden), nn.LayerNorm(hidden), Tanh()]
         for _ in range(hidden_layers):
             layers += [nn.Linear(hidden, hidden), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(hidden, out_dim))

@@ -1,6 +1,7 @@
 """The updates of an agent: draws, losses, descent, target networks; one seed or several at once."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from bfmpipe.agents.base import Agent, Batch, Draws, Loss, Phase
 from bfmpipe.agents.graphs import Graphs
+from bfmpipe.agents.products import fast_float32
 from bfmpipe.config import Config
 from bfmpipe.data.tensors import load_training_state, training_state
 
@@ -55,6 +57,11 @@ class Learner:
         self._streams = [torch.cuda.Stream(self.device) for _ in beside]
         agent = agents[0]
         self.phases = agent.phases
+        in_float32 = self.device.type == "cpu" and config.precision == "float32"
+        # the compiler refuses a precision set for oneDNN alone
+        self._products: Callable[[], AbstractContextManager[None]] = (
+            fast_float32 if in_float32 and not config.compile else nullcontext
+        )
         for one in agents:
             one.requires_grad_(False).to(self.device)
         states = [{**dict(a.named_parameters()), **dict(a.named_buffers())} for a in agents]
@@ -104,7 +111,8 @@ class Learner:
         due = [phase for phase in self.phases if self.step % phase.every == 0]
         for phase in due:
             self._set_learning_rate(phase, learning_rate_scale)
-        metrics = (self._graphs or self._update)([phase.name for phase in due], batches)
+        with self._products():
+            metrics = (self._graphs or self._update)([phase.name for phase in due], batches)
         self.step += 1
         return metrics
 
