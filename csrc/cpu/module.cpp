@@ -62,6 +62,9 @@ std::vector<Kernels> find_kernels() {
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("fma")) {
     found.push_back(BFMPIPE_KERNELS(avx512));
+#ifdef BFMPIPE_HAVE_vnni
+    if (__builtin_cpu_supports("avx512vnni")) found.push_back(BFMPIPE_KERNELS(vnni));
+#endif
 #ifdef BFMPIPE_HAVE_amx
     if (may_use_amx()) found.push_back(BFMPIPE_KERNELS(amx));
 #endif
@@ -82,6 +85,9 @@ std::vector<std::string> compiled_instruction_sets() {
 #endif
 #ifdef BFMPIPE_HAVE_avx512
         "avx512",
+#endif
+#ifdef BFMPIPE_HAVE_vnni
+        "vnni",
 #endif
 #ifdef BFMPIPE_HAVE_amx
         "amx",

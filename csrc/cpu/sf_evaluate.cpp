@@ -40,10 +40,14 @@ struct Buffer {
 // A kind of operands has
 //   Real, Kept       the type of sums, and of what is stored
 //   strip            rows that one multiplication takes, of one panel's columns
-//   parts            numbers kept a value: activations (x) and weights
-//   keep(...)        stores a panel's columns of a row of activations (tile, width)
+//   precise          whether float32's precision is kept
+//   scaled           whether a row of activations is kept relative to its largest number
+//   kept_size(...)   of what is stored of a tile of rows, packed_size(...) of a matrix
+//   Row              stores a row of activations (tile, width), a panel's columns at a time
 //   pack(...)        stores a matrix, panel by panel
-//   multiply(...)    strip rows of activations times one panel
+//   chunk(...)       rows of a matrix that one multiplication goes through
+//   multiply(...)    strip rows of activations times one panel, of the matrix's rows begin to end;
+//                    added to the result if begin is not the first
 //   Thread           what a thread that multiplies holds
 
 // element (k, j) of a matrix, depth x columns
@@ -66,8 +70,9 @@ struct Full {
 #else
   static constexpr int64_t strip = 6;
 #endif
-  static constexpr int64_t x_parts = 1, weight_parts = 1;
-  static constexpr bool precise = true;
+  static constexpr bool precise = true, scaled = false;
+  static int64_t kept_size(int64_t width) { return tile * width; }
+  static int64_t packed_size(int64_t depth, int64_t columns) { return depth * columns; }
   static int64_t chunk(int64_t depth) { return depth; }
 
   static void pack(Matrix<Real> matrix, int64_t depth, int64_t columns, Kept* to) {
@@ -76,15 +81,19 @@ struct Full {
         for (int64_t j = 0; j < panel<Real>; ++j) *to++ = matrix.at(k, first + j);
   }
 
-  static void keep(Kept* x, int64_t row, int64_t column, int64_t width, Vector<Real> left,
-                   Vector<Real> right) {
-    store(x + row * width + column, left);
-    store(x + row * width + column + lanes<Real>, right);
-  }
+  struct Row {
+    Kept* to;
+    Row(Kept* x, int64_t row, int64_t width, Real) : to(x + row * width) {}
+    void keep(int64_t column, Vector<Real> left, Vector<Real> right) {
+      store(to + column, left);
+      store(to + column + lanes<Real>, right);
+    }
+    void end() {}
+  };
 
   // a function of its own, so that its addresses fit in registers
-  __attribute__((noinline)) static void multiply(const Kept* x, int64_t first, int64_t,
-                                                 int64_t depth, const Kept* packed,
+  __attribute__((noinline)) static void multiply(const Kept* x, int64_t first, int64_t depth,
+                                                 int64_t, int64_t, const Kept* packed,
                                                  Vector<Real> (*result)[2]) {
     x += first * depth;
     Vector<Real> sums[strip][2] = {};
@@ -114,7 +123,7 @@ struct Parts {
   using Kept = uint16_t;
   static constexpr int64_t strip = 32, x_parts = x_parts_, weight_parts = weight_parts_;
   static constexpr int64_t most = x_parts > weight_parts ? x_parts : weight_parts;
-  static constexpr bool precise = x_parts > 1;
+  static constexpr bool precise = x_parts > 1, scaled = false;
   static constexpr int64_t side = 16, step = 32;  // a tile: rows, and bfloat16 numbers a row
   static_assert(panel<float> == 2 * side && step == sf_width);
 
@@ -141,6 +150,11 @@ struct Parts {
         _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0xffff0000)));
     x = _mm512_sub_ps(x, part);
     return part;
+  }
+
+  static int64_t kept_size(int64_t width) { return tile * width * x_parts; }
+  static int64_t packed_size(int64_t depth, int64_t columns) {
+    return depth * columns * weight_parts;
   }
 
   static void keep_part(Kept* to, __m512 left, __m512 right) {
@@ -179,15 +193,20 @@ struct Parts {
     return ((column / step * x_parts + part) * tile + row) * step + column % step;
   }
 
-  static void keep(Kept* x, int64_t row, int64_t column, int64_t, Vector<float> left_value,
-                   Vector<float> right_value) {
-    __m512 left = reinterpret_cast<__m512>(left_value);
-    __m512 right = reinterpret_cast<__m512>(right_value);
+  struct Row {
+    Kept* x;
+    int64_t row;
+    Row(Kept* x_, int64_t row_, int64_t, float) : x(x_), row(row_) {}
+    void keep(int64_t column, Vector<float> left_value, Vector<float> right_value) {
+      __m512 left = reinterpret_cast<__m512>(left_value);
+      __m512 right = reinterpret_cast<__m512>(right_value);
 #pragma GCC unroll 4
-    for (int64_t part = 0; part + 1 < x_parts; ++part)
-      keep_part(x + place(row, column, part), split(left), split(right));
-    keep_part(x + place(row, column, x_parts - 1), left, right);
-  }
+      for (int64_t part = 0; part + 1 < x_parts; ++part)
+        keep_part(x + place(row, column, part), split(left), split(right));
+      keep_part(x + place(row, column, x_parts - 1), left, right);
+    }
+    void end() {}
+  };
 
   // as much of the depth as leaves the panel's weights in L1
   static int64_t chunk(int64_t depth) {
@@ -196,10 +215,11 @@ struct Parts {
   }
 
   // tiles 0-3: sums, 4-5: x, 6-7: weights
-  __attribute__((noinline)) static void multiply(const Kept* x, int64_t first, int64_t begin,
-                                                 int64_t end, const Kept* packed,
+  __attribute__((noinline)) static void multiply(const Kept* x, int64_t first, int64_t,
+                                                 int64_t begin, int64_t end, const Kept* packed,
                                                  Vector<float> (*result)[2]) {
     constexpr int64_t tile_size = side * step;
+    packed += packed_size(begin, panel<float>);
     if (begin == 0) {
       _tile_zero(0);
       _tile_zero(1);
@@ -241,6 +261,116 @@ struct Parts {
 using Single = Parts<3, 3>;
 using Half = Parts<1, 2>;
 
+#elif defined(__AVX512VNNI__)
+
+// Numbers as integers, relative to the largest of their row (activations) or column (weights).
+// Their products have twice float32's rate, and sums that are exact: 32 bits hold those of
+// `longest` products of numbers up to `most`.
+struct Words {
+  using Real = float;
+  using Kept = int16_t;
+  struct Thread {
+    Thread() {}
+  };
+  static constexpr int64_t strip = 12;
+  static constexpr bool precise = false, scaled = true;
+  static constexpr float most = 2895, smallest = 1e-30f;
+  static constexpr int64_t longest = 256;
+  typedef float Scale __attribute__((may_alias));  // what they are relative to, behind all of them
+  static constexpr int64_t of_scale = sizeof(float) / sizeof(Kept);
+  static int64_t kept_size(int64_t width) { return tile * (width + of_scale); }
+  static int64_t packed_size(int64_t depth, int64_t columns) {
+    return columns * (depth + of_scale);
+  }
+  static int64_t chunk(int64_t depth) { return min(depth, longest); }
+
+  // 32 numbers are packed from two vectors of 16, quarter by quarter: where number `at` goes
+  static constexpr int64_t place(int64_t at) { return at % 16 / 4 * 8 + at / 16 * 4 + at % 4; }
+
+  static void pack(Matrix<float> matrix, int64_t depth, int64_t columns, Kept* to) {
+    for (int64_t first = 0; first < columns; first += panel<float>) {
+      for (int64_t j = 0; j < panel<float>; ++j) {
+        float largest = smallest, poison = 0;
+        for (int64_t k = 0; k < depth; ++k) {
+          const float x = matrix.at(k, first + j);
+          largest = std::fmax(largest, std::fabs(x));
+          poison += x - x;  // not 0 where x is not finite
+        }
+        const float factor = poison == 0 ? most / largest : 0, scale = largest / most + poison;
+        for (int64_t k = 0; k < depth; ++k) {
+          const int64_t at = k / 32 * 32 + place(k % 32);
+          const float x = poison == 0 ? matrix.at(k, first + j) * factor : 0;
+          to[(at / 2 * panel<float> + j) * 2 + at % 2] = static_cast<Kept>(std::lrint(x));
+        }
+        std::memcpy(to + depth * panel<float> + j * of_scale, &scale, sizeof scale);
+      }
+      to += packed_size(depth, panel<float>);
+    }
+  }
+
+  struct Row {
+    Kept *to, *scale_to;
+    float scale;
+    __m512 factor;
+    __mmask16 none = 0;  // where something was not a number
+
+    Row(Kept* x, int64_t row, int64_t width, float largest)
+        : to(x + row * width),
+          scale_to(x + tile * width + row * of_scale),
+          scale(largest / most),
+          factor(_mm512_set1_ps(most / largest)) {}
+    void keep(int64_t column, Vector<float> left_value, Vector<float> right_value) {
+      const __m512 left = reinterpret_cast<__m512>(left_value);
+      const __m512 right = reinterpret_cast<__m512>(right_value);
+      none |= _mm512_cmp_ps_mask(left, right, _CMP_UNORD_Q);
+      const __m512i words = _mm512_packs_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(left, factor)),
+                                               _mm512_cvtps_epi32(_mm512_mul_ps(right, factor)));
+      _mm512_storeu_si512(to + column, words);
+    }
+    void end() {
+      if (none) scale = NAN;
+      std::memcpy(scale_to, &scale, sizeof scale);
+    }
+  };
+
+  __attribute__((noinline)) static void multiply(const Kept* x, int64_t first, int64_t depth,
+                                                 int64_t begin, int64_t end, const Kept* packed,
+                                                 Vector<float> (*result)[2]) {
+    typedef int32_t Pair __attribute__((may_alias));  // of neighbours along the depth
+    const Pair* factors = reinterpret_cast<const Pair*>(x + first * depth);
+    const Pair* columns = reinterpret_cast<const Pair*>(packed);
+    Vector<int32_t> sums[strip][2] = {};
+    for (int64_t k = begin / 2; k < end / 2; ++k) {
+      const auto left = load(columns + k * panel<float>);
+      const auto right = load(columns + k * panel<float> + lanes<float>);
+#pragma GCC unroll 12
+      for (int64_t row = 0; row < strip; ++row) {
+        const Vector<int32_t> factor = broadcast<int32_t>(factors[row * (depth / 2) + k]);
+        add_products(sums[row][0], factor, left);
+        add_products(sums[row][1], factor, right);
+      }
+    }
+    const Scale* row_scale = reinterpret_cast<const Scale*>(x + tile * depth) + first;
+    const Scale* column_scale = reinterpret_cast<const Scale*>(packed + depth * panel<float>);
+    const Vector<float> of_columns[2] = {load(column_scale), load(column_scale + lanes<float>)};
+#pragma GCC unroll 12
+    for (int64_t row = 0; row < strip; ++row)
+      for (int64_t half = 0; half < 2; ++half) {
+        const auto sum = __builtin_convertvector(sums[row][half], Vector<float>);
+        const Vector<float> part = sum * (broadcast<float>(row_scale[row]) * of_columns[half]);
+        result[row][half] = begin > 0 ? result[row][half] + part : part;
+      }
+  }
+
+  // The compiler would copy the sums that its own function for this takes.
+  static void add_products(Vector<int32_t>& sums, Vector<int32_t> x, Vector<int32_t> y) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(y));
+  }
+};
+
+using Single = Full<float>;
+using Half = Words;
+
 #else
 
 using Single = Full<float>;
@@ -254,14 +384,14 @@ template <typename Operands, typename Each>
 void product(const typename Operands::Kept* x, int64_t rows, int64_t depth, int64_t columns,
              const typename Operands::Kept* packed, Each each) {
   using Real = typename Operands::Real;
-  constexpr int64_t packed_row = panel<Real> * Operands::weight_parts;
   const int64_t chunk = Operands::chunk(depth);
   Vector<Real> sums[tile][2];
-  for (int64_t column = 0; column < columns; column += panel<Real>, packed += depth * packed_row) {
+  for (int64_t column = 0; column < columns; column += panel<Real>) {
     for (int64_t begin = 0; begin < depth; begin += chunk)
       for (int64_t first = 0; first < rows; first += Operands::strip)
-        Operands::multiply(x, first, begin, min(begin + chunk, depth), packed + begin * packed_row,
+        Operands::multiply(x, first, depth, begin, min(begin + chunk, depth), packed,
                            sums + first);
+    packed += Operands::packed_size(depth, panel<Real>);
     for (int64_t row = 0; row < rows; ++row) each(row, column, sums[row][0], sums[row][1]);
   }
 }
@@ -327,13 +457,18 @@ struct Tile {
 template <typename Kept>
 struct Activations {
   Kept* at[sf_max_layers + 1];
+  Kept* wide;  // a layer's output as it is, where rows are kept relative to their largest number
 };
 
 template <typename Operands, typename Real>
 int64_t activations_size(const SfEvaluate<Real>& args) {
-  int64_t width = args.hidden;
-  for (int64_t l = 0; l < args.layers; ++l) width += args.layer[l].out;
-  return tile * width * Operands::x_parts;
+  int64_t size = Operands::kept_size(args.hidden), widest = 0;
+  for (int64_t l = 0; l < args.layers; ++l) {
+    size += Operands::kept_size(args.layer[l].out);
+    widest = max(widest, args.layer[l].out);
+  }
+  constexpr int64_t of_real = sizeof(Real) / sizeof(typename Operands::Kept);
+  return size + Operands::scaled * tile * widest * of_real;
 }
 
 template <typename Operands, typename Real>
@@ -341,19 +476,21 @@ Activations<typename Operands::Kept> place_activations(const SfEvaluate<Real>& a
                                                        typename Operands::Kept* at) {
   Activations<typename Operands::Kept> kept{};
   kept.at[0] = at;
-  at += tile * args.hidden * Operands::x_parts;
+  at += Operands::kept_size(args.hidden);
   for (int64_t l = 0; l < args.layers; ++l) {
     kept.at[l + 1] = at;
-    at += tile * args.layer[l].out * Operands::x_parts;
+    at += Operands::kept_size(args.layer[l].out);
   }
+  kept.wide = at;
   return kept;
 }
 
 template <typename Operands, typename Real>
 int64_t weights_size(const SfEvaluate<Real>& args) {
   int64_t size = 0;
-  for (int64_t l = 0; l < args.layers; ++l) size += args.layer[l].in * args.layer[l].out;
-  return size * Operands::weight_parts;
+  for (int64_t l = 0; l < args.layers; ++l)
+    size += Operands::packed_size(args.layer[l].in, args.layer[l].out);
+  return size;
 }
 
 // Packs the weights of all heads, transposed for the gradient. Those of (head, l) are at
@@ -368,14 +505,15 @@ void pack_weights(const SfEvaluate<Real>& args, bool transposed, typename Operan
         Operands::pack(Matrix<Real>{weight, 1, out}, out, in, to);
       else
         Operands::pack(Matrix<Real>{weight, out, 1}, in, out, to);
-      to += in * out * Operands::weight_parts;
+      to += Operands::packed_size(in, out);
     }
 }
 
 // tanh(x / sqrt(mean x^2 + epsilon) * scale + shift) with x = state + latent, both centred; that is
 // LayerNorm, without its mean. inverse_norm: 1 / sqrt(...) of each row.
 template <typename Operands>
-__attribute__((noinline)) void join(const SfEvaluate<typename Operands::Real>& args, int64_t head, const Tile& t,
+__attribute__((noinline)) void join(const SfEvaluate<typename Operands::Real>& args,
+                                    int64_t head, const Tile& t,
           typename Operands::Kept* out, typename Operands::Real* inverse_norm) {
   using Real = typename Operands::Real;
   const int64_t hidden = args.hidden;
@@ -393,7 +531,10 @@ __attribute__((noinline)) void join(const SfEvaluate<typename Operands::Real>& a
         const Vector<Real> x = load(state + at) + load(latent + at);
         squares[half] += x * x;
       }
-    const Real mean = sum<Real>(squares[0] + squares[1]) / static_cast<Real>(args.hidden_used);
+    inverse_norm[row] = sum<Real>(squares[0] + squares[1]);
+  }
+  for (int64_t row = 0; row < t.padded; ++row) {
+    const Real mean = inverse_norm[row] / static_cast<Real>(args.hidden_used);
     inverse_norm[row] = 1 / std::sqrt(mean + static_cast<Real>(epsilon));
   }
   // a loop of its own: the sums of one row would wait for the activations of the row before
@@ -405,9 +546,18 @@ __attribute__((noinline)) void join(const SfEvaluate<typename Operands::Real>& a
       const Vector<Real> x = (load(state + j) + load(latent + j)) * factor;
       return tanh<Operands>(x * load(scale + j) + load(shift + j));
     };
+    typename Operands::Row kept(out, row, hidden, 1);
     for (int64_t j = 0; j < hidden; j += panel<Real>)
-      Operands::keep(out, row, j, hidden, activation(j), activation(j + lanes<Real>));
+      kept.keep(j, activation(j), activation(j + lanes<Real>));
+    kept.end();
   }
+}
+
+// of the lanes and `least`
+template <typename Real>
+inline Real greatest(Vector<Real> x, Real least) {
+  for (int64_t lane = 0; lane < lanes<Real>; ++lane) least = x[lane] > least ? x[lane] : least;
+  return least;
 }
 
 // values of one head (rows), the last layer's output kept where the gradient needs it
@@ -426,25 +576,46 @@ void forward(const SfEvaluate<typename Operands::Real>& args,
     const int64_t stride = layer.by_state ? out : 0;
     auto* next = kept.at[l + 1];
     if (l + 1 < args.layers) {
+      Real* wide = reinterpret_cast<Real*>(kept.wide);
+      Vector<Real> largest[tile] = {};
       product<Operands>(kept.at[l], t.padded, layer.in, out, weights,
                         [&](int64_t row, int64_t column, Vector<Real> left, Vector<Real> right) {
                           const Real* add = addend + t.state[row] * stride + column;
-                          Operands::keep(next, row, column, out, positive(left + load(add)),
-                                         positive(right + load(add + lanes<Real>)));
+                          left = positive(left + load(add));
+                          right = positive(right + load(add + lanes<Real>));
+                          if constexpr (Operands::scaled) {
+                            largest[row] = larger(larger(left, right), largest[row]);
+                            typename Full<Real>::Row(wide, row, out, 0).keep(column, left, right);
+                          } else {
+                            typename Operands::Row(next, row, out, 0).keep(column, left, right);
+                          }
                         });
+      if constexpr (Operands::scaled)
+        for (int64_t row = 0; row < t.padded; ++row) {
+          typename Operands::Row to(next, row, out, greatest(largest[row], Operands::smallest));
+          for (int64_t column = 0; column < out; column += panel<Real>) {
+            const Real* from = wide + row * out + column;
+            to.keep(column, load(from), load(from + lanes<Real>));
+          }
+          to.end();
+        }
     } else {
-      const Real* readout = args.readout + head * latents * out;
+      const Real *add_to[tile], *read_by[tile];
+      for (int64_t row = 0; row < t.padded; ++row) {
+        add_to[row] = addend + t.state[row] * stride;
+        read_by[row] = args.readout + (head * latents + t.latent[row]) * out;
+      }
       Vector<Real> dot[tile] = {};
       product<Operands>(kept.at[l], t.padded, layer.in, out, weights,
                         [&](int64_t row, int64_t column, Vector<Real> left, Vector<Real> right) {
-                          const Real* add = addend + t.state[row] * stride + column;
-                          const Real* read = readout + t.latent[row] * out + column;
+                          const Real* add = add_to[row] + column;
+                          const Real* read = read_by[row] + column;
                           left = positive(left + load(add));
                           right = positive(right + load(add + lanes<Real>));
                           dot[row] += left * load(read);
                           dot[row] += right * load(read + lanes<Real>);
                           if constexpr (keep_last)
-                            Operands::keep(next, row, column, out, left, right);
+                            typename Operands::Row(next, row, out, 0).keep(column, left, right);
                         });
       const Real* offset =
           args.offset + head * (args.offset_by_pair ? args.pairs.count() : latents);
@@ -452,7 +623,7 @@ void forward(const SfEvaluate<typename Operands::Real>& args,
         q[row] = sum<Real>(dot[row]) +
                  offset[args.offset_by_pair ? t.first + row : t.latent[row]];
     }
-    weights += layer.in * layer.out * Operands::weight_parts;
+    weights += Operands::packed_size(layer.in, layer.out);
   }
 }
 

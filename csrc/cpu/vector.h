@@ -101,6 +101,9 @@ inline Integers<Real> load_bytes(const uint8_t* from) {
 // the lanes, in a fixed order
 template <typename Real>
 inline Real sum(Vector<Real> x) {
+#if defined(__AVX512F__)  // the same order
+  if constexpr (sizeof(Real) == 4) return _mm512_reduce_add_ps(reinterpret_cast<__m512>(x));
+#endif
   Real parts[lanes<Real>];
   std::memcpy(parts, &x, sizeof x);
   for (int64_t half = lanes<Real> / 2; half > 0; half /= 2)
