@@ -256,9 +256,11 @@ def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Exp
     experiment = parse(Experiment, mapping, where)
     _check_names(experiment, where)
     experiment = _selected(experiment, where)
+    domains = []
     try:
         for name, section in experiment.domains.items():
             domain = make_domain(name, section.settings)
+            domains.append(domain)
             _find_files(name, section.tasks, base)
             Families(families=section.tasks).tasks(domain)
     except UserError as error:
@@ -284,7 +286,14 @@ def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Exp
                 module = plugins.load(kind, name)
             except UserError as error:
                 raise UserError(f"{where}: {section_name}: {error}") from error
-            parse(module.Config, settings, where, at=place)
+            parsed = parse(module.Config, settings, where, at=place)
+            if kind == "adaptation":
+                for domain in domains:
+                    budget = experiment.adapt.episodes * domain.config.episode_steps
+                    try:
+                        module.Method.check(parsed, domain, budget)
+                    except UserError as error:
+                        raise UserError(f"{where}: {place}: on {domain.name}, {error}") from error
             if kind == "data":
                 try:
                     explored_episodes(module, name, experiment.collect.episodes)

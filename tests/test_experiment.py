@@ -376,6 +376,22 @@ MISTAKES = [
         "methods.lola-long.horzon is not a setting; did you mean horizon?",
     ),
     (
+        setting("adapt", "episodes", value=1),
+        "methods.rela: on point_mass_maze, rela: the budget allows 2 updates, and the latent moves",
+    ),
+    (
+        setting("methods", "lola", "horizon", value=50),
+        "methods.lola: on point_mass_maze, lola: a budget of 160 environment steps is too small",
+    ),
+    (
+        setting("methods", "rela-safe", value={}),
+        "methods.rela-safe: on point_mass_maze, rela-safe: a budget of 160 environment steps a task",
+    ),
+    (
+        setting("methods", "cem", value={"latents": 4, "horizon": 5, "minimum_sigma": 1.0}),
+        "methods.cem: on point_mass_maze, cem: minimum_sigma 1.0 is above sigma",
+    ),
+    (
         setting("methods", "lola-long", value={"method": {"name": "lola"}}),
         "methods.lola-long.method must be the name of a method",
     ),

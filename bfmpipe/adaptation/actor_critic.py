@@ -26,6 +26,7 @@ from bfmpipe.adaptation.off_policy import (
     UpdateConfig,
     check_finite,
 )
+from bfmpipe.envs.domain import Domain
 from bfmpipe.networks import perturb, project_z
 from bfmpipe.types import UserError
 
@@ -170,13 +171,15 @@ class ActorCriticMethod(OffPolicyMethod):
         """What it ascends."""
         return self.learner.critic
 
-    def check_warmup(self, what: str, setting: str, warmup: int) -> None:
+    @classmethod
+    def check_warmup(cls, config: OffPolicyConfig, budget: int, what: str) -> None:
         """Refuse budgets under which nothing would ever move."""
-        if self.updates_allowed <= warmup:
+        allowed, setting = config.updates_allowed(budget), f"{what}_warmup_updates"
+        warmup = getattr(config, setting)
+        if allowed <= warmup:
             raise UserError(
-                f"{self.name}: the budget allows {self.updates_allowed} updates, and the {what} "
-                f"moves only after {warmup}; raise the budget or updates_per_step, or lower "
-                f"{setting}"
+                f"{cls.name()}: the budget allows {allowed} updates, and the {what} moves only "
+                f"after {warmup}; raise the budget or updates_per_step, or lower {setting}"
             )
 
 
@@ -193,7 +196,6 @@ class LatentMethod(ActorCriticMethod):
         self, config: OffPolicyLatentConfig, problem: Problem, seeds: Sequence[int]
     ) -> None:
         super().__init__(config, problem, seeds)
-        self.check_warmup("latent", "latent_warmup_updates", config.latent_warmup_updates)
         self.learner = ActorCritic(
             problem,
             config,
@@ -202,6 +204,12 @@ class LatentMethod(ActorCriticMethod):
             Schedule(config.latent_every, config.latent_warmup_updates, 1),
             self.draws,
         )
+
+    @classmethod
+    def check(cls, config: OffPolicyConfig, domain: Domain, budget: int) -> None:
+        """Refuse budgets under which the latent never moves."""
+        super().check(config, domain, budget)
+        cls.check_warmup(config, budget, "latent")
 
     def explore(self, obs: Tensor) -> Tensor:
         """Actions at noisy latents, plus noise."""
@@ -227,7 +235,6 @@ class ActorMethod(ActorCriticMethod):
         self, config: OffPolicyActorConfig, problem: Problem, seeds: Sequence[int]
     ) -> None:
         super().__init__(config, problem, seeds)
-        self.check_warmup("actor", "actor_warmup_updates", config.actor_warmup_updates)
         self.learner = ActorCritic(
             problem,
             config,
@@ -237,6 +244,12 @@ class ActorMethod(ActorCriticMethod):
             self.draws,
             bc_coef=config.bc_coef if isinstance(config, TunedActorConfig) else 0.0,
         )
+
+    @classmethod
+    def check(cls, config: OffPolicyConfig, domain: Domain, budget: int) -> None:
+        """Refuse budgets under which the actor never moves."""
+        super().check(config, domain, budget)
+        cls.check_warmup(config, budget, "actor")
 
     def make_mover(self, problem: Problem) -> Mover:
         """The model's actor, copied for every task."""

@@ -33,6 +33,7 @@ from bfmpipe.adaptation.base import Problem, act_by_latent
 from bfmpipe.agents import Model
 from bfmpipe.config import Config as BaseConfig
 from bfmpipe.envs.batched import BatchedEnv
+from bfmpipe.envs.domain import Domain
 from bfmpipe.inference.reward import Inference, infer
 from bfmpipe.networks import project_z
 from bfmpipe.types import Array, UserError
@@ -108,24 +109,29 @@ class Method(BaseMethod):
         super().__init__(config, problem, seeds)
         self.config = config
         self.steps = config.episodes * problem.domain.config.episode_steps
-        if problem.budget < self.steps:
-            raise UserError(
-                f"amortised: a budget of {problem.budget} environment steps a task is too small "
-                f"for the {config.episodes} episodes before the first proposal ({self.steps}); "
-                "raise the budget or lower episodes"
-            )
-        if problem.domain.observed_fields:
-            raise UserError(
-                f"amortised: {problem.domain.name} observes "
-                f"{', '.join(problem.domain.observed_fields)}, which stored states do not hold, so "
-                "there are no training tasks; choose lola"
-            )
         self.training_steps = 0
         """Environment steps of the pools, of all models."""
         self.adapters: list[Adapter] = []
         """One a model."""
         self.phi: list[Tensor] = []
         self.reward: list[Tensor] = []
+
+    @classmethod
+    def check(cls, config: Config, domain: Domain, budget: int) -> None:
+        """Refuse budgets that end before the first proposal, and domains without training tasks."""
+        steps = config.episodes * domain.config.episode_steps
+        if budget < steps:
+            raise UserError(
+                f"amortised: a budget of {budget} environment steps a task is too small "
+                f"for the {config.episodes} episodes before the first proposal ({steps}); "
+                "raise the budget or lower episodes"
+            )
+        if domain.observed_fields:
+            raise UserError(
+                f"amortised: {domain.name} observes "
+                f"{', '.join(domain.observed_fields)}, which stored states do not hold, so "
+                "there are no training tasks; choose lola"
+            )
 
     def advance(self) -> bool:
         """Play some episodes at the current latent, and propose from all states so far."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -78,6 +78,7 @@ class Method(ABC):
     """
 
     def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
+        self.check(config, problem.domain, problem.budget)
         if len(seeds) != len(problem.models):
             raise UserError(f"{len(seeds)} seeds for {len(problem.models)} models; give one each")
         self.problem = problem
@@ -86,6 +87,24 @@ class Method(ABC):
         """Environment steps spent so far, a task; every reset rollout counts."""
         self.z: Tensor = problem.z.clone()
         """The latents played, (T, d)."""
+
+    @classmethod  # noqa: B027 - most methods refuse nothing
+    def check(cls, config: Any, domain: Domain, budget: int) -> None:
+        """Refuse what cannot run. An experiment asks this before anything is trained.
+
+        Args:
+            config: the method's settings.
+            domain: what is adapted in.
+            budget: environment steps a task may spend.
+
+        Raises:
+            UserError: one sentence with what would be valid.
+        """
+
+    @classmethod
+    def name(cls) -> str:
+        """The method's name, as an experiment gives it."""
+        return cls.__module__.rpartition(".")[2].replace("_", "-")
 
     @abstractmethod
     def advance(self) -> bool:

@@ -12,6 +12,7 @@ over start states of lookahead's R, so the critic is the frozen psi^T w_0 behind
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -20,6 +21,7 @@ from torch import Tensor
 from bfmpipe.adaptation.base import Problem
 from bfmpipe.adaptation.draws import Draws
 from bfmpipe.adaptation.lookahead import LookaheadConfig, LookaheadMethod
+from bfmpipe.envs.domain import Domain
 from bfmpipe.networks import project_z
 from bfmpipe.types import UserError
 
@@ -88,11 +90,6 @@ class Method(LookaheadMethod):
 
     def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
         super().__init__(config, problem, seeds)
-        if config.minimum_sigma > config.sigma:
-            raise UserError(
-                f"cem: minimum_sigma {config.minimum_sigma} is above sigma {config.sigma}, where "
-                "the search begins; lower it or raise sigma"
-            )
         self.search = CrossEntropy(
             problem.z,
             sigma=config.sigma,
@@ -100,6 +97,16 @@ class Method(LookaheadMethod):
             smoothing=config.smoothing,
             minimum_sigma=config.minimum_sigma,
         )
+
+    @classmethod
+    def check(cls, config: Any, domain: Domain, budget: int) -> None:
+        """Refuse budgets below one update, and a spread that would have to grow."""
+        super().check(config, domain, budget)
+        if config.minimum_sigma > config.sigma:
+            raise UserError(
+                f"cem: minimum_sigma {config.minimum_sigma} is above sigma {config.sigma}, where "
+                "the search begins; lower it or raise sigma"
+            )
 
     def advance(self) -> bool:
         """One generation; the last one from as many start states as the budget still pays for."""

@@ -68,10 +68,10 @@ class Method(SafeMethod):
         self.ratios: list[Tensor] = []
         """Of every round: the ratio that was met, (T,)."""
 
-    @property
-    def least_proposal(self) -> int:
+    @staticmethod
+    def smallest_proposal(config: Config) -> int:
         """Rollouts from one start state."""
-        return self.config.lookahead.latents * self.config.lookahead.horizon
+        return config.lookahead.latents * config.lookahead.horizon
 
     @property
     def proposal(self) -> int:

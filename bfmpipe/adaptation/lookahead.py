@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bfmpipe.adaptation.base import Method, Problem, act_by_latent
 from bfmpipe.config import Config
+from bfmpipe.envs.domain import Domain
 from bfmpipe.types import Array, UserError
 
 
@@ -51,11 +52,14 @@ class LookaheadMethod(Method):
     def __init__(self, config: LookaheadConfig, problem: Problem, seeds: Sequence[int]) -> None:
         super().__init__(config, problem, seeds)
         self.config = config
+
+    @classmethod
+    def check(cls, config: LookaheadConfig, domain: Domain, budget: int) -> None:
+        """Refuse budgets below one update."""
         one = config.latents * config.horizon
-        if problem.budget < one:
-            name = type(self).__module__.rpartition(".")[2].replace("_", "-")
+        if budget < one:
             raise UserError(
-                f"{name}: a budget of {problem.budget} environment steps is too small for one "
+                f"{cls.name()}: a budget of {budget} environment steps is too small for one "
                 f"update from one start state ({config.latents} latents x {config.horizon} steps "
                 f"= {one}); raise the budget or lower latents or horizon"
             )

@@ -12,6 +12,7 @@ from torch import Tensor
 from bfmpipe.adaptation.base import Method, Problem
 from bfmpipe.adaptation.draws import Draws
 from bfmpipe.config import Config
+from bfmpipe.envs.domain import Domain
 from bfmpipe.networks import perturb
 from bfmpipe.types import UserError
 
@@ -38,6 +39,11 @@ class OffPolicyConfig(UpdateConfig):
     """Environments a task that step together."""
     warmup_steps: int = Field(1000, ge=0)
     """Environment steps a task before the first update."""
+
+    def updates_allowed(self, budget: int) -> int:
+        """Updates that a budget of environment steps pays for."""
+        learning_steps = budget // self.nenv * self.nenv - self.warmup_steps
+        return int(learning_steps * self.updates_per_step)
 
 
 class Batch(NamedTuple):
@@ -81,27 +87,28 @@ class OffPolicyMethod(Method):
     def __init__(self, config: OffPolicyConfig, problem: Problem, seeds: Sequence[int]) -> None:
         super().__init__(config, problem, seeds)
         self.config = config
-        self.name = type(self).__module__.rpartition(".")[2].replace("_", "-")
-        if problem.budget < max(config.nenv, config.warmup_steps + 1):
-            raise UserError(
-                f"{self.name}: a budget of {problem.budget} environment steps a task ends before "
-                f"the first update, which comes after {config.warmup_steps} steps of "
-                f"{config.nenv} environments; raise the budget or lower warmup_steps or nenv"
-            )
-        learning_steps = problem.budget // config.nenv * config.nenv - config.warmup_steps
-        self.updates_allowed = int(learning_steps * config.updates_per_step)
-        if self.updates_allowed < 1:
-            raise UserError(
-                f"{self.name}: a budget of {problem.budget} environment steps a task does not "
-                f"allow one update with updates_per_step {config.updates_per_step}; raise one of "
-                "them"
-            )
         domain = problem.domain
         self.env = problem.env(config.nenv)
         tasks = len(problem.tasks)
         self.replay = Replay(tasks, problem.budget, domain.obs_dim, domain.action_dim)
         self.episode_step = domain.config.episode_steps
         self.updates_due = 0.0
+
+    @classmethod
+    def check(cls, config: OffPolicyConfig, domain: Domain, budget: int) -> None:
+        """Refuse budgets that end before the first update."""
+        if budget < max(config.nenv, config.warmup_steps + 1):
+            raise UserError(
+                f"{cls.name()}: a budget of {budget} environment steps a task ends before "
+                f"the first update, which comes after {config.warmup_steps} steps of "
+                f"{config.nenv} environments; raise the budget or lower warmup_steps or nenv"
+            )
+        if config.updates_allowed(budget) < 1:
+            raise UserError(
+                f"{cls.name()}: a budget of {budget} environment steps a task does not "
+                f"allow one update with updates_per_step {config.updates_per_step}; raise one of "
+                "them"
+            )
 
     def advance(self) -> bool:
         """One step of every environment, then the updates that are due."""

@@ -37,6 +37,7 @@ from bfmpipe.adaptation.base import Problem, act_by_latent
 from bfmpipe.adaptation.draws import Draws
 from bfmpipe.agents import Model
 from bfmpipe.config import Config as BaseConfig
+from bfmpipe.envs.domain import Domain
 from bfmpipe.inference.reward import inverse_covariance
 from bfmpipe.networks import project_z
 from bfmpipe.types import Array, UserError
@@ -121,15 +122,19 @@ class Method(BaseMethod):
     def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
         super().__init__(config, problem, seeds)
         self.config = config
-        if problem.budget < config.nenv:
-            raise UserError(
-                f"opti: a budget of {problem.budget} environment steps does not allow one step of "
-                f"{config.nenv} environments; raise the budget or lower nenv"
-            )
         self.ridge = Ridge(problem.w, config.ridge)
         self.to_features = reward_features(problem, self.draws)
         self.env = problem.env(config.nenv)
         self.episode_step = problem.domain.config.episode_steps
+
+    @classmethod
+    def check(cls, config: Config, domain: Domain, budget: int) -> None:
+        """Refuse budgets without a step."""
+        if budget < config.nenv:
+            raise UserError(
+                f"opti: a budget of {budget} environment steps does not allow one step of "
+                f"{config.nenv} environments; raise the budget or lower nenv"
+            )
 
     @torch.no_grad()
     def advance(self) -> bool:

@@ -15,7 +15,7 @@ Behind the lookahead stands the frozen psi^T w_0.
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from bfmpipe.adaptation.base import Problem
 from bfmpipe.adaptation.lookahead import LookaheadConfig, LookaheadMethod
+from bfmpipe.envs.domain import Domain
 from bfmpipe.networks import project_z
 from bfmpipe.types import UserError
 
@@ -48,30 +49,35 @@ class Method(LookaheadMethod):
 
     def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
         super().__init__(config, problem, seeds)
-        domain, c = problem.domain, config
+        self.halving = config.allocation == "halving"
+        self.rounds = _rounds(config)
+        if not self.halving:
+            self.starts = self.task_starts(config.states)
+        self.best: Tensor | None = None
+        """Scores (T,) of the latents kept, on the method's own start states."""
+
+    @classmethod
+    def check(cls, config: Any, domain: Domain, budget: int) -> None:
+        """Refuse budgets that compare nothing, and domains without latents of states."""
+        super().check(config, domain, budget)
+        c, halving = config, config.allocation == "halving"
         if domain.observed_fields:
             raise UserError(
                 f"random-search: {domain.name} observes {', '.join(domain.observed_fields)}, which "
                 "stored states do not hold, so there are no latents of states; choose cem"
             )
-        self.halving = c.allocation == "halving"
-        self.rounds = max(1, math.ceil(math.log2(c.latents)))
-        smallest = (self.rounds * c.latents if self.halving else 2 * c.states) * c.horizon
-        if problem.budget < smallest:
+        smallest = (_rounds(c) * c.latents if halving else 2 * c.states) * c.horizon
+        if budget < smallest:
             what = (
-                f"{self.rounds} rounds of {c.latents} rollouts"
-                if self.halving
+                f"{_rounds(c)} rounds of {c.latents} rollouts"
+                if halving
                 else f"two candidates from {c.states} start states"
             )
             raise UserError(
-                f"random-search: a budget of {problem.budget} environment steps is too small for "
+                f"random-search: a budget of {budget} environment steps is too small for "
                 f"{what} of {c.horizon} steps ({smallest}); raise the budget, or lower latents, "
                 "states or horizon"
             )
-        if not self.halving:
-            self.starts = self.task_starts(c.states)
-        self.best: Tensor | None = None
-        """Scores (T,) of the latents kept, on the method's own start states."""
 
     def advance(self) -> bool:
         """Play the next candidates; the last time as many as the budget still pays for."""
@@ -145,3 +151,8 @@ def survivors(scores: Tensor, n: int) -> Tensor:
 def _pick(z: Tensor, rows: Tensor) -> Tensor:
     """Latents (T, n, d) of z (T, k, d) at rows (T, n)."""
     return z.gather(1, rows[..., None].expand(-1, -1, z.shape[-1]))
+
+
+def _rounds(config: Config) -> int:
+    """In which halving comes down to one candidate."""
+    return max(1, math.ceil(math.log2(config.latents)))

@@ -30,7 +30,10 @@ class Method(SafeMethod):
 
     config: Config
 
-    least_proposal = 0
+    @staticmethod
+    def smallest_proposal(config: Config) -> int:
+        """The critic can learn from what was played."""
+        return 0
 
     @property
     def proposal(self) -> int:

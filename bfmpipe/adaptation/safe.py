@@ -16,7 +16,7 @@ those of the candidate alone. All episodes enter the replay buffer.
 import itertools
 from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from bfmpipe.adaptation.actors import LatentMover
 from bfmpipe.adaptation.base import Method, Problem, act_by_latent
 from bfmpipe.adaptation.critics import ResidualConfig, ResidualCritic
 from bfmpipe.adaptation.off_policy import Replay, check_finite
+from bfmpipe.envs.domain import Domain
 from bfmpipe.types import Array, UserError
 
 
@@ -75,24 +76,10 @@ class SafeMethod(Method):
     def __init__(self, config: SafeConfig, problem: Problem, seeds: Sequence[int]) -> None:
         super().__init__(config, problem, seeds)
         self.config = config
-        name = type(self).__module__.rpartition(".")[2].replace("_", "-")
         n, episode = config.warmup_episodes, problem.domain.config.episode_steps
         self.test_steps = n * episode
         """Environment steps that a test costs."""
-        least = 2 * self.test_steps + self.least_proposal
-        if problem.budget < least:
-            raise UserError(
-                f"{name}: a budget of {problem.budget} environment steps a task is too small for "
-                f"one acceptance test ({n} episodes of warm-up, a proposal of "
-                f"{self.least_proposal} steps, and {n} episodes of {episode} steps = {least}); "
-                "raise the budget or lower warmup_episodes"
-            )
-        if 2.0**-n > 1 - config.confidence:
-            raise UserError(
-                f"{name}: no test of {n} pairs of episodes has a confidence of "
-                f"{config.confidence}; raise warmup_episodes, or lower confidence to at most "
-                f"{1 - 2.0**-n:g}"
-            )
+        self.least_proposal = self.smallest_proposal(config)
         domain, tasks = problem.domain, len(problem.tasks)
         self.critic = ResidualCritic(problem, config, self.draws)
         self.mover = LatentMover(problem, config.latent_learning_rate, config.least_cosine)
@@ -112,10 +99,30 @@ class SafeMethod(Method):
         self.updates_due = 0.0
         self._script = self._run()
 
-    @property
+    @classmethod
+    def check(cls, config: SafeConfig, domain: Domain, budget: int) -> None:
+        """Refuse budgets without one acceptance test, and tests that nothing can pass."""
+        n, episode = config.warmup_episodes, domain.config.episode_steps
+        proposal = cls.smallest_proposal(config)
+        least = 2 * n * episode + proposal
+        if budget < least:
+            raise UserError(
+                f"{cls.name()}: a budget of {budget} environment steps a task is too small for one "
+                f"acceptance test ({n} episodes of warm-up, a proposal of {proposal} steps, and "
+                f"{n} episodes of {episode} steps = {least}); raise the budget or lower "
+                "warmup_episodes"
+            )
+        if 2.0**-n > 1 - config.confidence:
+            raise UserError(
+                f"{cls.name()}: no test of {n} pairs of episodes has a confidence of "
+                f"{config.confidence}; raise warmup_episodes, or lower confidence to at most "
+                f"{1 - 2.0**-n:g}"
+            )
+
+    @staticmethod
     @abstractmethod
-    def least_proposal(self) -> int:
-        """Environment steps that the smallest proposal costs."""
+    def smallest_proposal(config: Any) -> int:
+        """Environment steps that it costs."""
 
     @abstractmethod
     def propose(self, steps: int) -> Script:

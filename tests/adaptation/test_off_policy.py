@@ -36,7 +36,7 @@ def test_the_updates_that_the_budget_allows_are_made(name):
     method = make(name, make_problem(budget=101), updates_per_step=0.25, batch=2)
     finish(method)
     assert method.env_steps == 100  # of two environments
-    assert method.updates_allowed == 20  # .25 of 80, after 20 of warm-up
+    assert method.config.updates_allowed(101) == 20  # .25 of 80, after 20 of warm-up
     assert method.learner.updates == 20
 
 
