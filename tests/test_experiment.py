@@ -385,7 +385,7 @@ MISTAKES = [
     ),
     (
         setting("methods", "rela-safe", value={}),
-        "methods.rela-safe: on point_mass_maze, rela-safe: a budget of 160 environment steps a task",
+        "methods.rela-safe: on point_mass_maze, rela-safe: a budget of 160 environment steps",
     ),
     (
         setting("methods", "cem", value={"latents": 4, "horizon": 5, "minimum_sigma": 1.0}),

@@ -178,8 +178,8 @@ class ActorCriticMethod(OffPolicyMethod):
         warmup = getattr(config, setting)
         if allowed <= warmup:
             raise UserError(
-                f"{cls.name()}: the budget allows {allowed} updates, and the {what} moves only "
-                f"after {warmup}; raise the budget or updates_per_step, or lower {setting}"
+                f"{cls.method_name()}: the budget allows {allowed} updates, and the {what} moves "
+                f"only after {warmup}; raise the budget or updates_per_step, or lower {setting}"
             )
 
 

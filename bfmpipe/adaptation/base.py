@@ -102,7 +102,7 @@ class Method(ABC):
         """
 
     @classmethod
-    def name(cls) -> str:
+    def method_name(cls) -> str:
         """The method's name, as an experiment gives it."""
         return cls.__module__.rpartition(".")[2].replace("_", "-")
 

@@ -59,7 +59,7 @@ class LookaheadMethod(Method):
         one = config.latents * config.horizon
         if budget < one:
             raise UserError(
-                f"{cls.name()}: a budget of {budget} environment steps is too small for one "
+                f"{cls.method_name()}: a budget of {budget} environment steps is too small for one "
                 f"update from one start state ({config.latents} latents x {config.horizon} steps "
                 f"= {one}); raise the budget or lower latents or horizon"
             )

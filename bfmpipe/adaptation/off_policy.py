@@ -99,13 +99,13 @@ class OffPolicyMethod(Method):
         """Refuse budgets that end before the first update."""
         if budget < max(config.nenv, config.warmup_steps + 1):
             raise UserError(
-                f"{cls.name()}: a budget of {budget} environment steps a task ends before "
+                f"{cls.method_name()}: a budget of {budget} environment steps a task ends before "
                 f"the first update, which comes after {config.warmup_steps} steps of "
                 f"{config.nenv} environments; raise the budget or lower warmup_steps or nenv"
             )
         if config.updates_allowed(budget) < 1:
             raise UserError(
-                f"{cls.name()}: a budget of {budget} environment steps a task does not "
+                f"{cls.method_name()}: a budget of {budget} environment steps a task does not "
                 f"allow one update with updates_per_step {config.updates_per_step}; raise one of "
                 "them"
             )

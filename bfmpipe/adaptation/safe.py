@@ -107,14 +107,14 @@ class SafeMethod(Method):
         least = 2 * n * episode + proposal
         if budget < least:
             raise UserError(
-                f"{cls.name()}: a budget of {budget} environment steps a task is too small for one "
-                f"acceptance test ({n} episodes of warm-up, a proposal of {proposal} steps, and "
+                f"{cls.method_name()}: a budget of {budget} environment steps a task is too small for "
+                f"one acceptance test ({n} episodes of warm-up, a proposal of {proposal} steps, and "
                 f"{n} episodes of {episode} steps = {least}); raise the budget or lower "
                 "warmup_episodes"
             )
         if 2.0**-n > 1 - config.confidence:
             raise UserError(
-                f"{cls.name()}: no test of {n} pairs of episodes has a confidence of "
+                f"{cls.method_name()}: no test of {n} pairs of episodes has a confidence of "
                 f"{config.confidence}; raise warmup_episodes, or lower confidence to at most "
                 f"{1 - 2.0**-n:g}"
             )

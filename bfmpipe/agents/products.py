@@ -19,37 +19,36 @@ import torch
 def fast_float32() -> Iterator[None]:
     """Products in the block are by oneDNN where that is faster and as exact; else nothing changes.
 
-    What was set for oneDNN before stays in force, and is in force again after the block.
+    A precision that was set for oneDNN stays in force. torch has one setting for all threads, and
+    `torch.get_float32_matmul_precision`, which the compiler asks, is refused inside the block.
     """
-    if not onednn_is_better():
-        yield
-        return
     matmul = _matmul()
-    before = matmul.fp32_precision
-    if before != "none":
+    if matmul is None or matmul.fp32_precision != "none" or not onednn_is_better():
         yield
         return
     matmul.fp32_precision = "bf16"
     try:
         yield
     finally:
-        matmul.fp32_precision = before
+        matmul.fp32_precision = "none"
 
 
 @cache
 def onednn_is_better() -> bool:
-    """Whether this is a processor of AMD with AVX-512 on which oneDNN keeps float32."""
+    """Whether this is a processor of AMD with AVX-512 on which oneDNN keeps float32.
+
+    Asked where no precision is set for oneDNN.
+    """
     matmul = _matmul()
     if matmul is None or not torch.backends.mkldnn.is_available():
         return False
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not _is_amd():
         return False
-    before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"
     try:
         return _products_are_exact()
     finally:
-        matmul.fp32_precision = before
+        matmul.fp32_precision = "none"
 
 
 def _matmul() -> Any:

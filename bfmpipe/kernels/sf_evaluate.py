@@ -84,10 +84,11 @@ def sf_evaluate(
     precision "half", of float32 inputs, allows 16 bits a number in the pairs' matrix products
     where the processor is faster with them: on a CPU with a matrix unit (AMX) bfloat16
     activations, and weights of two bfloat16 parts; on one with AVX-512 VNNI integers of 12 bits and
-    a sign, relative to the largest activation of a pair or weight of a unit; on CUDA float16, which
-    overflows beyond 65504. Sums stay float32 (of integers exact). Expect a relative error of 5e-4
-    (CUDA, VNNI) to 1.6e-3 (AMX). On CUDA, "full" follows torch's float32 matmul precision (tf32
-    where it is allowed).
+    a sign, relative to the largest activation of a pair or weight of a unit, so that units a
+    hundred times as large as the others cost them precision; on CUDA float16, which overflows
+    beyond 65504. Sums stay float32 (of integers exact). Expect a relative error of 5e-4 (CUDA,
+    VNNI: 2e-4 on trained models, up to 9e-4 on deep ones) to 1.6e-3 (AMX). On CUDA, "full" follows
+    torch's float32 matmul precision (tf32 where it is allowed).
 
     Differentiable once in obs, action, z and w, in full precision; the network is taken as frozen.
     Two calls give the same bits; on the CPU so does any number of threads, and any batch that a

@@ -317,7 +317,7 @@ struct Words {
     Row(Kept* x, int64_t row, int64_t width, float largest)
         : to(x + row * width),
           scale_to(x + tile * width + row * of_scale),
-          scale(largest / most),
+          scale(largest / most + (largest - largest)),  // NaN where something is infinite
           factor(_mm512_set1_ps(most / largest)) {}
     void keep(int64_t column, Vector<float> left_value, Vector<float> right_value) {
       const __m512 left = reinterpret_cast<__m512>(left_value);

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from bfmpipe.agents import products
+from bfmpipe.agents import fb, products
+from bfmpipe.agents.base import Batch
+from bfmpipe.agents.learner import Learner, LearnerConfig
 from bfmpipe.agents.products import fast_float32, onednn_is_better
 
 pytestmark = pytest.mark.skipif(
@@ -52,6 +54,28 @@ def test_the_setting_holds_in_the_block_alone(elsewhere, monkeypatch):
     assert precision() == "none"
     with pytest.raises(ZeroDivisionError), fast_float32():
         1 / 0  # noqa: B018
+    assert precision() == "none"
+
+
+@pytest.mark.parametrize(
+    ("how", "inside"),
+    [({}, "bf16"), ({"precision": "bfloat16"}, "none"), ({"compile": True}, "none")],
+)
+def test_a_learner_in_float32_asks_for_it(how, inside, elsewhere, monkeypatch):
+    monkeypatch.setattr(products, "_products_are_exact", lambda: True)
+    monkeypatch.setattr(torch, "compile", lambda call: call)
+    config = fb.Config(z_dim=4, hidden_dim=8, backward_hidden_dim=8, batch=6)
+    seen = []
+
+    class Watched(fb.Agent):
+        def forward(self, *args):
+            seen.append(precision())
+            return super().forward(*args)
+
+    learner = Learner([Watched(config, 5, 2)], [torch.Generator()], LearnerConfig(**how))
+    obs, action = torch.zeros(6, 5), torch.zeros(6, 2)
+    learner.update([Batch(obs, action, obs, obs)])
+    assert set(seen) == {inside}
     assert precision() == "none"
 
 

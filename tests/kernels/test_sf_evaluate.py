@@ -166,7 +166,7 @@ def test_every_instruction_set_equals_reference(spec, size, dtype, instruction_s
 
 
 @pytest.mark.parametrize("size", [((2, 3), 19, 7), ((), 130, 101)])
-@pytest.mark.parametrize("spec", networks)
+@pytest.mark.parametrize("spec", [*networks, *wide[:2], ("two", 1, 1, 300, 5, 3, 6, 6)])
 def test_half_precision(spec, size, instruction_set):
     def evaluate(*arguments, pessimism):
         return sf_evaluate(*arguments, pessimism=pessimism, precision="half")
@@ -361,6 +361,19 @@ def test_what_is_not_finite_shows(bad, precision, instruction_set):
     assert not got[7].isfinite().any()
     assert torch.equal(got[:7], want[:7])
     assert torch.equal(got[8:], want[8:])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("precision", ["full", "half"])
+def test_an_activation_that_is_not_finite_shows(bad, precision, instruction_set):
+    spec = ("two", 1, 2, 64, 7, 3, 6, 6)
+    network, inputs = (
+        make_network(spec, torch.float32),
+        make_inputs(spec, ((), 5, 4), torch.float32),
+    )
+    network.trunk[0].bias[0, 0, 3] = bad
+    network.trunk[1].weight[0, 3].abs_()
+    assert not sf_evaluate(network, *inputs, precision=precision).isfinite().any()
 
 
 @pytest.mark.parametrize("device", devices)
