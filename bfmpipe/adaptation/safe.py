@@ -107,9 +107,9 @@ class SafeMethod(Method):
         least = 2 * n * episode + proposal
         if budget < least:
             raise UserError(
-                f"{cls.method_name()}: a budget of {budget} environment steps a task is too small for "
-                f"one acceptance test ({n} episodes of warm-up, a proposal of {proposal} steps, and "
-                f"{n} episodes of {episode} steps = {least}); raise the budget or lower "
+                f"{cls.method_name()}: a budget of {budget} environment steps a task is too small "
+                f"for one acceptance test ({n} episodes of warm-up, a proposal of {proposal} "
+                f"steps, and {n} episodes of {episode} steps = {least}); raise the budget or lower "
                 "warmup_episodes"
             )
         if 2.0**-n > 1 - config.confidence:
