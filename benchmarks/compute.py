@@ -117,10 +117,8 @@ def rela_cost(run: Run, settings: dict[str, Any]) -> Cost:
     """Of the steps, and of the updates between them."""
     problem = run.problem(budget=run.budget)
     method = run.make("rela", problem, [0], {**settings, "latent_warmup_updates": 0})
-    steps, updates = (
-        problem.budget // method.config.nenv,
-        method.config.updates_allowed(problem.budget),
-    )
+    steps = problem.budget // method.config.nenv
+    updates = method.config.updates_allowed(problem.budget)
 
     def step() -> None:
         method._collect()

@@ -4,7 +4,7 @@ The Snakefile asks for one stage's settings at a time, so that a change elsewher
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from bfmpipe.agents.trainer import TrainerConfig
 from bfmpipe.config import Config, canonical, load_yaml, parse
 from bfmpipe.envs import make_domain
 from bfmpipe.envs import tasks as own_tasks
+from bfmpipe.envs.domain import Domain
 from bfmpipe.inference.reward import Inference
 from bfmpipe.kernels.extension import check_build
 from bfmpipe.report.runs import ZERO_SHOT
@@ -288,12 +289,9 @@ def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Exp
                 raise UserError(f"{where}: {section_name}: {error}") from error
             parsed = parse(module.Config, settings, where, at=place)
             if kind == "adaptation":
-                for domain in domains:
-                    budget = experiment.adapt.episodes * domain.config.episode_steps
-                    try:
-                        module.Method.check(parsed, domain, budget)
-                    except UserError as error:
-                        raise UserError(f"{where}: {place}: on {domain.name}, {error}") from error
+                _check_budget(
+                    module.Method, parsed, domains, experiment.adapt.episodes, f"{where}: {place}"
+                )
             if kind == "data":
                 try:
                     explored_episodes(module, name, experiment.collect.episodes)
@@ -301,6 +299,17 @@ def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Exp
                     raise UserError(f"{where}: {error}") from error
     Claims(claims=experiment.claims).parsed(tuple(experiment.methods), where)
     return experiment
+
+
+def _check_budget(
+    method: Any, config: Config, domains: Sequence[Domain], episodes: int, where: str
+) -> None:
+    """Refuse a method that cannot run in a domain, or within so many episodes a task."""
+    for domain in domains:
+        try:
+            method.check(config, domain, episodes * domain.config.episode_steps)
+        except UserError as error:
+            raise UserError(f"{where}: on {domain.name}, {error}") from error
 
 
 def _check_names(experiment: Experiment, where: str) -> None:
