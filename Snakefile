@@ -88,8 +88,10 @@ rule collect:
     params:
         cfg=cfg("collect"),
         code=code("collect"),
+        source=lambda wildcards: exp.source(wildcards.domain),
     shell:
-        "bfmpipe collect --cfg {params.cfg:q} --dataset {output.dataset} 2>&1 | tee -a {log}"
+        "bfmpipe collect --cfg {params.cfg:q} --dataset {output.dataset}"
+        " --benchmark {benchmark} 2>&1 | tee -a {log}"
 
 
 rule coverage:
@@ -107,7 +109,8 @@ rule coverage:
         code=code("coverage"),
     shell:
         "bfmpipe coverage --cfg {params.cfg:q} --dataset {input.dataset}"
-        " --coverage {output.coverage} 2>&1 | tee -a {log}"
+        " --coverage {output.coverage}"
+        " --benchmark {benchmark} 2>&1 | tee -a {log}"
 
 
 if exp.pretrain.seeds_together:  # one job trains all models of a domain and agent
@@ -140,7 +143,8 @@ rule pretrain:
     shell:
         "bfmpipe pretrain --cfg {params.cfg:q} --dataset {input.dataset}"
         " --model {params.model} --losses {output.losses}"
-        " --evaluations {output.evaluations} --spectrum {output.spectrum} 2>&1 | tee -a {log}"
+        " --evaluations {output.evaluations} --spectrum {output.spectrum}"
+        " --benchmark {benchmark} 2>&1 | tee -a {log}"
 
 
 rule infer:
@@ -161,7 +165,8 @@ rule infer:
         model=subpath(input.config, parent=True),
     shell:
         "bfmpipe infer --cfg {params.cfg:q} --model {params.model}"
-        " --dataset {input.dataset} --latents {output.latents} 2>&1 | tee -a {log}"
+        " --dataset {input.dataset} --latents {output.latents}"
+        " --benchmark {benchmark} 2>&1 | tee -a {log}"
 
 
 rule probe:
@@ -184,7 +189,8 @@ rule probe:
     shell:
         "bfmpipe probe --cfg {params.cfg:q} --model {params.model}"
         " --dataset {input.dataset} --latents {input.latents}"
-        " --scores {output.scores} 2>&1 | tee -a {log}"
+        " --scores {output.scores}"
+        " --benchmark {benchmark} 2>&1 | tee -a {log}"
 
 
 rule diagnose:
@@ -207,7 +213,8 @@ rule diagnose:
     shell:
         "bfmpipe diagnose --cfg {params.cfg:q} --model {params.model}"
         " --dataset {input.dataset} --latents {input.latents}"
-        " --diagnosis {output.diagnosis} 2>&1 | tee -a {log}"
+        " --diagnosis {output.diagnosis}"
+        " --benchmark {benchmark} 2>&1 | tee -a {log}"
 
 
 if exp.adapt.seeds_together:  # one job adapts all models of a domain and agent
@@ -241,7 +248,8 @@ rule adapt:
     shell:
         "bfmpipe adapt --cfg {params.cfg:q} --model {params.model} --dataset {input.dataset}"
         " --latents {input.latents} --curves {output.curves}"
-        " --trajectories {output.trajectories} 2>&1 | tee -a {log}"
+        " --trajectories {output.trajectories}"
+        " --benchmark {benchmark} 2>&1 | tee -a {log}"
 
 
 rule describe:
@@ -262,7 +270,8 @@ rule describe:
         model=subpath(input.config, parent=True),
     shell:
         "bfmpipe describe --cfg {params.cfg:q} --model {params.model}"
-        " --zero_shot {input.zero_shot} --card {output.card} 2>&1 | tee -a {log}"
+        " --zero_shot {input.zero_shot} --card {output.card}"
+        " --benchmark {benchmark} 2>&1 | tee -a {log}"
 
 
 ALL_MODELS = expand(MODEL, domain=exp.domains, agent=exp.agents, seed=exp.seeds)
@@ -289,7 +298,8 @@ rule tabulate:
     shell:
         "bfmpipe tabulate --cfg {params.cfg:q} --adaptation {input.adaptation}"
         " --probe {input.probe} --curves {output.curves} --aggregate {output.aggregate}"
-        " --summary {output.summary} --best_of {output.best_of} 2>&1 | tee -a {log}"
+        " --summary {output.summary} --best_of {output.best_of}"
+        " --benchmark {benchmark} 2>&1 | tee -a {log}"
 
 
 rule judge:
@@ -309,7 +319,8 @@ rule judge:
         benchmarks=f"{R}/benchmarks",
     shell:
         "bfmpipe judge --cfg {params.cfg:q} --curves {input.curves} --best_of {input.best_of}"
-        " --benchmarks {params.benchmarks} --verdicts {output.verdicts} 2>&1 | tee -a {log}"
+        " --benchmarks {params.benchmarks} --verdicts {output.verdicts}"
+        " --benchmark {benchmark} 2>&1 | tee -a {log}"
 
 
 def of_agent(path):
@@ -351,7 +362,8 @@ rule plot:
         " --spectrum {input.spectrum} --diagnosis {input.diagnosis}"
         " --trajectories {input.trajectories}"
         " --coverage {input.coverage}"
-        " --figures {output.figures} 2>&1 | tee -a {log}"
+        " --figures {output.figures}"
+        " --benchmark {benchmark} 2>&1 | tee -a {log}"
 
 
 rule report:
@@ -378,4 +390,5 @@ rule report:
     shell:
         "bfmpipe report --cfg {params.cfg:q} --summary {input.summary} --best_of {input.best_of}"
         " --verdicts {input.verdicts} --losses {input.losses} --figures {params.pictures}"
-        " --benchmarks {params.benchmarks} --output {output.page} 2>&1 | tee -a {log}"
+        " --benchmarks {params.benchmarks} --output {output.page}"
+        " --benchmark {benchmark} 2>&1 | tee -a {log}"

@@ -3,6 +3,7 @@
 The Snakefile asks for one stage's settings at a time, so that a change elsewhere reruns nothing.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -130,6 +131,19 @@ class Experiment(Config):
             used["data"] = self.collect.explorer
         return digest(stage, {kind: plugin for kind, plugin in used.items() if plugin})
 
+    def source(self, domain: str) -> str:
+        """Names, sizes and times of the files that a data set is imported from, as a digest.
+
+        Empty where it is explored instead, or where there are none.
+        """
+        path = self.collect.settings.get("path")
+        if not isinstance(path, str):
+            return ""
+        place = Path(path.replace("{domain}", domain)).expanduser()
+        files = [place] if place.is_file() else sorted(place.rglob("*.npz"))
+        stats = [(str(f), (s := f.stat()).st_size, s.st_mtime_ns) for f in files]
+        return hashlib.sha256(repr(stats).encode()).hexdigest()[:16] if files else ""
+
     def _collect(self, domain: str, *_: object) -> Mapping[str, Any]:
         section = self.collect
         return {
@@ -195,7 +209,11 @@ class Experiment(Config):
         }
 
     def _judge(self, *_: object) -> Mapping[str, Any]:
-        return {"claims": self.claims, "intervals": self.tabulate.model_dump(mode="json")}
+        return {
+            "claims": self.claims,
+            "intervals": self.tabulate.model_dump(mode="json"),
+            "seeds_together": self.adapt.seeds_together,
+        }
 
     def _tabulate(self, *_: object) -> Mapping[str, Any]:
         return self.tabulate.model_dump(mode="json")

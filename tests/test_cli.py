@@ -91,7 +91,8 @@ def test_adapt_explains_both_that_it_is(capsys):
         main(["adapt", "--cfg", "{}", "--help"])
     stage = capsys.readouterr().out
     options = set(re.findall(r"^  (--\w+)", stage, re.M))
-    assert options == {"--cfg", "--model", "--dataset", "--latents", "--curves", "--trajectories"}
+    files = {"--model", "--dataset", "--latents", "--curves", "--trajectories"}
+    assert options == {"--cfg", *files, "--benchmark"}
     usage = by_hand[by_hand.index("the stage, which") :]
     assert set(re.findall(r"--\w+", usage)) == options | {"--help"}
 

@@ -164,6 +164,20 @@ def test_a_change_of_an_import_reaches_collect_only(smoke):
         assert {key[0] for key in changed} == {"collect", "report"}
 
 
+def test_a_change_of_imported_files_is_seen(smoke, tmp_path):
+    folder = tmp_path / "point_mass_maze"
+    smoke["collect"] = {"explorer": "exorl", "settings": {"path": f"{tmp_path}/{{domain}}"}}
+    exp = experiment.check(smoke, "smoke.yaml")
+    seen = [exp.source("point_mass_maze")]
+    assert seen == [""]
+    folder.mkdir()
+    for name, text in (("a.npz", "1"), ("b.npz", "1"), ("b.npz", "22"), ("b.txt", "3")):
+        (folder / name).write_text(text)
+        seen.append(exp.source("point_mass_maze"))
+    assert len(set(seen[:-1])) == 4
+    assert seen[-1] == seen[-2]
+
+
 @pytest.mark.parametrize("method", ["lola", "lola-short"])
 def test_a_change_of_one_method_reaches_its_own_adaptation_only(smoke, method):
     changed = stages_changed(smoke, setting("methods", method, "horizon", value=6))

@@ -1,8 +1,8 @@
-"""Aggregates over seeds and tasks, and their intervals (Agarwal et al., NeurIPS 2021).
+"""Aggregates over seeds and tasks (Agarwal et al., NeurIPS 2021), and their intervals.
 
 Scores are arrays (seed, task, ...); whatever follows, such as the time of a curve, is carried
 through. Like numpy's reductions, each aggregate takes the ``axis`` pair of seeds and tasks, so
-`stratified_bootstrap` computes all replicates at once, and also takes `numpy.mean` and the like.
+`cluster_bootstrap` computes all replicates at once, and also takes `numpy.mean` and the like.
 A NaN among the scores makes the aggregate NaN.
 """
 
@@ -20,9 +20,9 @@ _CHUNK = 2**18  # scores resampled at a time; bounds the memory and changes no r
 
 
 class Statistic(Protocol):
-    """What reduces the axes of seeds and tasks of one array or more."""
+    """What reduces the axes of seeds and tasks."""
 
-    def __call__(self, *scores: Any, axis: Axes) -> Any:
+    def __call__(self, scores: Any, axis: Axes) -> Any:
         """Reduce ``axis`` and keep the other axes in their order."""
 
 
@@ -79,24 +79,25 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike, axis: Axes = (0, 1)) 
     return 0.5 + 0.5 * sign.mean(axis=(-3, -2, -1))
 
 
-def stratified_bootstrap(
-    scores: ArrayLike | tuple[ArrayLike, ...],
+def cluster_bootstrap(
+    scores: ArrayLike,
     statistic: Statistic,
     *,
     replicates: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[Floats, Floats]:
-    """Percentile interval of a statistic over resampled seeds, with the tasks as strata.
+    """Percentile interval of a statistic over resampled seeds, each with all its tasks.
 
-    In every replicate each task draws its own seeds with replacement. A run is drawn whole: one
-    draw serves all entries behind (seed, task), so the bands of a curve are those of its points.
-    With a single seed the interval has no width.
+    A seed is one pretrained model, which all tasks share: their scores rise and fall together.
+    Seeds drawn anew for each task, as rliable's stratified bootstrap has it for runs that share
+    nothing, would average that away, and the interval would be too narrow. Whatever is compared
+    stands side by side behind (seed, task), and is drawn together. With a single seed the interval
+    has no width.
 
     Args:
-        scores: (seed, task, ...), or a tuple of such arrays, which are resampled independently
-            and given to the statistic together.
-        statistic: called as ``statistic(*arrays, axis=(1, 2))`` on (replicate, seed, task, ...);
+        scores: (seed, task, ...).
+        statistic: called as ``statistic(samples, axis=(1, 2))`` on (replicate, seed, task, ...);
             returns (replicate, ...).
         replicates: number of bootstrap samples.
         confidence: probability mass between the ends.
@@ -105,24 +106,16 @@ def stratified_bootstrap(
     Returns:
         The low and the high end, each of the statistic's shape.
     """
-    groups = [_scores(a) for a in (scores if isinstance(scores, tuple) else (scores,))]
-    rngs = np.random.default_rng(seed).spawn(len(groups))
-    chunk = max(1, _CHUNK // sum(group.size for group in groups))
+    runs = _scores(scores)
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _CHUNK // runs.size)
     values = []
     for start in range(0, replicates, chunk):
-        size = min(chunk, replicates - start)
-        samples = [_resample(a, size, rng) for a, rng in zip(groups, rngs, strict=True)]
-        values.append(np.asarray(statistic(*samples, axis=(1, 2))))
+        drawn = rng.integers(len(runs), size=(min(chunk, replicates - start), len(runs)))
+        values.append(np.asarray(statistic(runs[drawn], axis=(1, 2))))
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(values), (tail, 1 - tail), axis=0)
     return low, high
-
-
-def _resample(scores: Floats, size: int, rng: np.random.Generator) -> Floats:
-    """Draw seeds by task: (seed, task, ...) -> (size, seed, task, ...)."""
-    seeds, tasks = scores.shape[:2]
-    drawn = rng.integers(seeds, size=(size, seeds, tasks))
-    return scores[drawn, np.arange(tasks)]
 
 
 def _scores(scores: ArrayLike) -> Floats:

@@ -13,6 +13,13 @@ CAPTIONS = {
         "whiskers are {confidence} intervals. Best of N spends a budget of its own (see the "
         "tables) and shows what the model holds, rather than what a method finds.",
     ),
+    "performance_profile": (
+        "Performance profile",
+        "For every return, the share of the runs (a task of a seed each) that end above it; bands "
+        "are {confidence} bootstrap intervals over the seeds. A curve above another's all along is "
+        "the better method whatever average one takes; where they cross, a method gains on some "
+        "tasks what it loses on others.",
+    ),
     "curves_per_task": (
         "Every task",
         "The mean over the seeds; bands reach from the lowest seed to the highest. Note that every "

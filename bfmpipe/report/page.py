@@ -134,7 +134,7 @@ def _claims(results: Results) -> Iterable[Markup]:
     yield html.table(("claim", "where", "figure and bar", "measured", "verdict"), rows, words=3)
     yield tag(
         "p",
-        f"Intervals are {results.mass} stratified bootstraps over the seeds of each task.",
+        f"Intervals are {results.mass} bootstraps over the seeds, each drawn with all its tasks.",
         class_="note",
     )
 
@@ -187,13 +187,16 @@ def _protocol(results: Results) -> Iterable[Markup]:
             "the same budget in environment steps a task. Every step of every rollout counts, "
             "those after a simulator reset to a chosen state included; a method stops where its "
             "next update would exceed the budget. The evaluation is not counted, and no method "
-            "sees it.",
+            "sees it. Nor is what a method spends on a model before it is given a task: only "
+            "amortised does, which plays its training tasks first.",
             "Evaluation: the deterministic policy, from fixed start states that all methods, seeds "
             "and zero-shot share. They are apart from the training's start states. No checkpoint "
             "is chosen by the evaluation: what is reported is the end of the budget.",
             "Returns are undiscounted sums of rewards over an episode.",
-            f"Intervals: {results.mass} stratified bootstrap; each task's seeds are resampled, the "
-            "tasks are strata. With few seeds such intervals are narrower than they should be.",
+            f"Intervals: {results.mass} bootstrap over the seeds. A seed is one pretrained model "
+            "and is drawn with all its tasks, since they share what that model is good at; the "
+            "tasks are the same in every draw. With few seeds such intervals are narrower than "
+            "they should be.",
         )
     )
     lines = []
@@ -304,8 +307,15 @@ _DEFINITIONS = (
         "Share of consecutive evaluations that are not below the one before by more than its "
         "standard error, averaged over the runs.",
     ),
-    ("mean height of the curve", "Area under the mean curve, divided by the budget."),
-    ("cosine to z₀", "Of the final latent to the inferred one; 1 is unmoved, lower is further."),
+    (
+        "mean height of the curve",
+        "Area under the mean curve, each evaluation held until the next one, over the budget.",
+    ),
+    (
+        "cosine to z₀",
+        "Of the final latent to the inferred one; 1 is unmoved, lower is further. Methods that "
+        "move the actor's weights leave it at 1.",
+    ),
     (
         "P(better)",
         "Probability that a run ends above a zero-shot run of any seed on the same task, averaged "
@@ -342,7 +352,7 @@ def _training(results: Results) -> Iterable[Markup]:
 
 def _cost(results: Results) -> Iterable[Markup]:
     if not results.jobs:
-        yield tag("p", "There are no benchmark files of the jobs, so their time is not known.")
+        yield tag("p", "What the jobs cost was not recorded.")
         return
     rules = dict.fromkeys(job.rule for job in sorted(results.jobs, key=_pipeline_order))
     rows = []
@@ -355,27 +365,25 @@ def _cost(results: Results) -> Iterable[Markup]:
     methods = list(_cost_of_methods(results))
     if methods:
         yield tag("h3", "Cost of a method")
-        columns = ("", "method", "wall time a run", "CPU time a run", "CPU time a step, ms")
+        columns = ("", "method", "wall time a model", "CPU time a model", "CPU time a step, ms")
         yield html.table(columns, methods, words=2)
         yield tag(
             "p",
-            "A run adapts to all tasks of all families side by side. Its time includes start-up "
-            "and the evaluations, which the steps it is divided by do not.",
+            "A model is adapted to all tasks of all families side by side, and where a job had the "
+            "models of several seeds its time is divided by them. Times include start-up and the "
+            "evaluations, which the steps they are divided by do not.",
             class_="note",
         )
 
 
 def _cost_row(name: str, jobs: Sequence[timing.Job]) -> tuple[str, ...]:
-    def known(values: Iterable[float]) -> list[float]:
-        return [value for value in values if value == value] or [float("nan")]
-
     return (
         name,
         str(len(jobs)),
         html.duration(sum(job.wall for job in jobs)),
         html.duration(max(job.wall for job in jobs)),
-        html.duration(sum(known(job.cpu for job in jobs))),
-        number(max(known(job.memory for job in jobs)), 0),
+        html.duration(sum(job.cpu for job in jobs)),
+        number(max(job.memory for job in jobs), 0),
     )
 
 
@@ -387,9 +395,10 @@ def _cost_of_methods(results: Results) -> Iterable[tuple[str, ...]]:
             jobs = timing.of_method(list(results.jobs), domain, agent, method)
             if not jobs:
                 continue
-            steps = sum(r["env_steps"] * r["tasks"] for r in rows if r["method"] == method)
-            wall = sum(job.wall for job in jobs) / len(jobs)
-            cpu = sum(job.cpu for job in jobs) / len(jobs)
+            own = [row for row in rows if row["method"] == method]
+            steps = sum(row["env_steps"] * row["tasks"] for row in own)
+            wall = sum(job.wall for job in jobs) / own[0]["seeds"]
+            cpu = sum(job.cpu for job in jobs) / own[0]["seeds"]
             yield (
                 f"{domain}, {agent}",
                 _method(method),

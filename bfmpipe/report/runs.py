@@ -15,7 +15,7 @@ class Runs:
     """Curves of all runs, at common points.
 
     seeds: rising; tasks: in the order of the table; env_steps, episodes: (evaluation,), spent a
-    task; mean, standard_error, cosine: (seed, task, evaluation).
+    task; mean, standard_error, change_error, cosine: (seed, task, evaluation).
     """
 
     seeds: tuple[int, ...]
@@ -24,6 +24,7 @@ class Runs:
     episodes: Array
     mean: Array
     standard_error: Array
+    change_error: Array
     cosine: Array
 
 
@@ -61,6 +62,7 @@ def gather(curves: Columns, *, domain: str, agent: str, family: str, method: str
         episodes=grid["episodes"],
         mean=stack("mean"),
         standard_error=stack("standard_error"),
+        change_error=stack("change_error"),
         cosine=stack("cosine"),
     )
 
@@ -88,5 +90,6 @@ def gather_like(
         episodes=runs.episodes,
         mean=runs.mean[:, order],
         standard_error=runs.standard_error[:, order],
+        change_error=runs.change_error[:, order],
         cosine=runs.cosine[:, order],
     )

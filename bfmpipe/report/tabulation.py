@@ -1,8 +1,8 @@
 """The tables of results: curves, aggregates, the summary, and zero-shot among other latents.
 
 Each is a function of tables (`Columns`) and returns one; `interval` is
-`metrics.aggregate.stratified_bootstrap` with its settings filled in. Scores are arrays
-(seed, task); a task's seeds are resampled, the tasks are strata.
+`metrics.aggregate.cluster_bootstrap` with its settings filled in. Scores are arrays (seed, task);
+seeds are resampled, each with all its tasks.
 """
 
 from collections import defaultdict
@@ -26,16 +26,17 @@ _NOWHERE = float("nan")
 
 
 def curves(adaptation: Columns) -> Table:
-    """Every evaluation of every run, its paired episodes reduced to mean and standard error.
+    """Every evaluation of every run, its episodes reduced to mean and standard error.
+
+    All evaluations of a task start from the same states, so what changes between two of them is
+    known better than either: `change_error` is the standard error of the mean change since the
+    evaluation before, 0 at the first.
 
     Raises:
         UserError: a run was evaluated twice at the same step.
     """
     episodes = adaptation["returns"].shape[-1]
-    means = adaptation["returns"].mean(axis=-1)
-    errors = np.zeros_like(means)
-    if episodes > 1:
-        errors = adaptation["returns"].std(axis=-1, ddof=1) / np.sqrt(episodes)
+    returns = adaptation["returns"]
     keys = ("domain", "agent", "family", "task", "method", "seed")
     runs = defaultdict(list)
     for row, key in enumerate(zip(*(adaptation[k].tolist() for k in keys), strict=True)):
@@ -50,11 +51,19 @@ def curves(adaptation: Columns) -> Table:
             table[name] += [value] * len(rows)
         table["evaluation"] += range(len(rows))
         table["evaluation_episodes"] += [episodes] * len(rows)
-        table["mean"] += means[rows].tolist()
-        table["standard_error"] += errors[rows].tolist()
+        change = np.diff(returns[rows], axis=0, prepend=returns[rows[:1]])
+        table["mean"] += returns[rows].mean(-1).tolist()
+        table["standard_error"] += _standard_error(returns[rows]).tolist()
+        table["change_error"] += _standard_error(change).tolist()
         for name in ("env_steps", "episodes", "cosine"):
             table[name] += adaptation[name][rows].tolist()
     return dict(table)
+
+
+def _standard_error(episodes: Array) -> Array:
+    """Of the means over the last axis; 0 where there is one episode, of which nothing is known."""
+    n = episodes.shape[-1]
+    return episodes.std(-1, ddof=1) / np.sqrt(n) if n > 1 else np.zeros(episodes.shape[:-1])
 
 
 def aggregate(curves: Columns, interval: Interval) -> Table:
@@ -167,6 +176,9 @@ def _scores(base: Runs, final: Array, interval: Interval) -> dict[str, float]:
         means = scores.mean(axis=axis)
         return improvement(means[..., 1], means[..., 0])
 
+    def better_than_zero_shot(scores: Array, axis: Axes) -> Array:
+        return probability_of_improvement(scores[..., 1], scores[..., 0], axis)
+
     better = (final > zero_shot) + (final == zero_shot) / 2
     found = {
         "zero_shot_iqm": iqm(zero_shot),
@@ -181,7 +193,7 @@ def _scores(base: Runs, final: Array, interval: Interval) -> dict[str, float]:
         "zero_shot": interval(zero_shot, iqm),
         "final": interval(final, iqm),
         "improvement": interval(pairs, gain),
-        "probability_of_improvement": interval((final, zero_shot), probability_of_improvement),
+        "probability_of_improvement": interval(pairs, better_than_zero_shot),
     }
     for name, (low, high) in intervals.items():
         found |= {f"{name}_low": low, f"{name}_high": high}

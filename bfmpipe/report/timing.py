@@ -1,44 +1,72 @@
-"""What the jobs cost, from Snakemake's benchmark files: <directory>/<rule>/<job>.tsv."""
+"""What the jobs cost: <directory>/<rule>/<job>.json, beside Snakemake's benchmark files.
 
-import csv
-import math
+A job writes it itself, at its end. Snakemake's own figures are samples, in a long job half a minute
+apart, and lack what came after the last one.
+"""
+
+import json
 import re
+import resource
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from bfmpipe.files import replacing
 from bfmpipe.types import UserError
+
+_STARTED = time.monotonic()
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run of a rule. Seconds, and megabytes; NaN where a job ended before it was sampled."""
+class Cost:
+    """Seconds of wall and of CPU time, and the peak of the resident memory in MB (2^20 bytes)."""
 
-    rule: str
-    name: str
     wall: float
     cpu: float
     memory: float
+
+
+@dataclass(frozen=True)
+class Job(Cost):
+    """One run of a rule."""
+
+    rule: str
+    name: str
+
+
+def spent() -> Cost:
+    """What this process has cost since this module was imported, with children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return Cost(
+        wall=time.monotonic() - _STARTED,
+        cpu=sum(u.ru_utime + u.ru_stime for u in used),
+        memory=max(u.ru_maxrss for u in used) / 1024,
+    )
+
+
+def write(benchmark: Path) -> None:
+    """Store what this process has cost, beside Snakemake's file for its job."""
+    with replacing(benchmark.with_suffix(".json")) as path:
+        path.write_text(json.dumps(asdict(spent())) + "\n", encoding="utf-8")
 
 
 def read(directory: Path) -> list[Job]:
     """All jobs below a directory, by rule and name; none if there is no such directory.
 
     Raises:
-        UserError: a file is no benchmark.
+        UserError: a file holds something else.
     """
     jobs = []
-    for path in sorted(directory.rglob("*.tsv")):
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
-        for row in rows:
-            if not row.get("s"):
-                raise UserError(f"{path}: not a benchmark file of Snakemake, it has no column 's'")
-            rule = path.relative_to(directory).parts[0].removesuffix(".tsv")
-            values = (_number(row.get(name)) for name in ("s", "cpu_time", "max_rss"))
-            jobs.append(Job(rule, path.stem, *values))
+    for path in sorted(directory.rglob("*.json")):
+        try:
+            found = json.loads(path.read_text("utf-8"))
+            cost = Cost(**{name: float(value) for name, value in found.items()})
+        except (ValueError, TypeError, AttributeError):
+            raise UserError(f"{path}: not what a job of this pipeline cost; delete it") from None
+        jobs.append(Job(**asdict(cost), rule=path.parent.name, name=path.stem))
     return jobs
 
 
@@ -60,15 +88,18 @@ def of_experiment(jobs: list[Job], experiment: Mapping[str, Any]) -> list[Job]:
     if not experiment.keys() >= set(sections):
         return jobs
     domains, agents, seeds, methods = ([*map(str, experiment[name])] for name in sections)
-    names = {"all", *domains}
-    for domain, agent in product(domains, agents):
-        models = [f"{domain}-{agent}", *(f"{domain}-{agent}-seed{seed}" for seed in seeds)]
-        names |= {*models, *(f"{model}-{method}" for model in models for method in methods)}
-    return [job for job in jobs if job.name in names]
 
+    of_agent = [f"{domain}-{agent}" for domain, agent in product(domains, agents)]
+    of_seed = [f"{agent}-seed{seed}" for agent, seed in product(of_agent, seeds)]
 
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "")
-    except ValueError:  # Snakemake writes NA
-        return math.nan
+    def names(rule: str) -> set[str]:
+        if rule not in ("pretrain", "adapt"):
+            return {"all", *domains, *of_agent, *of_seed}
+        together = experiment.get(rule, {}).get("seeds_together", False)
+        models = of_agent if together else of_seed
+        if rule == "pretrain":
+            return set(models)
+        return {f"{model}-{method}" for model, method in product(models, methods)}
+
+    known = {rule: names(rule) for rule in {job.rule for job in jobs}}
+    return [job for job in jobs if job.name in known[job.rule]]

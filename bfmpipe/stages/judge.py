@@ -6,7 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from bfmpipe.data.tables import read_table, write_table
-from bfmpipe.metrics.aggregate import stratified_bootstrap
+from bfmpipe.metrics.aggregate import cluster_bootstrap
+from bfmpipe.report import timing
 from bfmpipe.report.rows import distinct
 from bfmpipe.report.verdicts import Claims
 from bfmpipe.report.verdicts import verdicts as judged
@@ -18,6 +19,8 @@ class Judge(Claims):
     """Settings of the stage."""
 
     intervals: Tabulate = Tabulate()
+    seeds_together: bool = False
+    """Whether a job of the stage adapt had the models of all seeds."""
 
 
 _SCHEMA = pa.schema(
@@ -38,17 +41,25 @@ _SCHEMA = pa.schema(
 def judge(cfg: Judge, *, curves: Path, best_of: Path, benchmarks: Path, verdicts: Path) -> None:
     """Hold every claim against the tables.
 
-    `benchmarks` is Snakemake's directory of benchmark files, which claims on compute read.
+    `benchmarks` is the directory of what each job cost, <rule>/<job>.json, which claims on compute
+    read.
     """
     points = read_table(curves, "curves")[0]
     claims = cfg.parsed(distinct(points, "method"), str(curves))
     interval = partial(
-        stratified_bootstrap,
+        cluster_bootstrap,
         confidence=cfg.intervals.confidence,
         replicates=cfg.intervals.replicates,
         seed=cfg.intervals.seed,
     )
-    table = judged(claims, points, read_table(best_of, "best_of")[0], benchmarks, interval)
+    experiment = {
+        **{f"{name}s": distinct(points, name) for name in ("domain", "agent", "seed", "method")},
+        "adapt": {"seeds_together": cfg.seeds_together},
+    }
+    jobs: list[timing.Job] = []
+    if any(claim.kind == "compute" for claim in claims.values()):
+        jobs = timing.of_experiment(timing.read(benchmarks), experiment)
+    table = judged(claims, points, read_table(best_of, "best_of")[0], jobs, interval)
     columns = {name: table.get(name, []) for name in _SCHEMA.names}
     write_table(verdicts, _SCHEMA, columns, provenance("verdicts", "judge", cfg))
     for row in zip(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from pydantic import Field
 from bfmpipe.config import parse
 from bfmpipe.data.tables import read_table
 from bfmpipe.files import replacing
+from bfmpipe.metrics.aggregate import cluster_bootstrap
 from bfmpipe.report import (
     best_of_n,
     coverage_map,
@@ -18,6 +20,7 @@ from bfmpipe.report import (
     curves_per_task,
     evaluations,
     improvement,
+    performance_profile,
     q_values,
     spectrum,
     style,
@@ -72,12 +75,14 @@ def plot(
         raise UserError(f"{curves}: holds nothing of {cfg.domain} with {cfg.agent}")
     results = _here(cfg, read_table(summary, "summary")[0])
     latents = _here(cfg, read_table(best_of, "best_of")[0])
-    aggregated = _here(cfg, read_table(aggregate, "aggregate")[0])
+    aggregates, origin = read_table(aggregate, "aggregate")
+    interval = partial(cluster_bootstrap, **origin.settings)
 
     drawn = {
         "curves_per_task": curves_per_task.draw(points, latents),
-        "curves_aggregate": curves_aggregate.draw(aggregated, results),
+        "curves_aggregate": curves_aggregate.draw(_here(cfg, aggregates), results),
         "improvement": improvement.draw(results),
+        "performance_profile": performance_profile.draw(points, interval),
     }
     probes = _probes(cfg, probe)
     if count(probes):

@@ -37,7 +37,7 @@ def report(
     """Write the page of results, a single HTML file.
 
     `figures` are PNG files named as the stage plot names them, below <domain>/<agent>/;
-    `benchmarks` is Snakemake's directory of benchmark files, <rule>/<job>.tsv, and may be missing.
+    `benchmarks` is the directory of what each job cost, <rule>/<job>.json, and may be missing.
     """
     table, origin = read_table(summary, "summary")
     if count(table) == 0:

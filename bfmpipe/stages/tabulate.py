@@ -10,7 +10,7 @@ from pydantic import Field
 
 from bfmpipe.config import Config
 from bfmpipe.data.tables import read_table, write_table
-from bfmpipe.metrics.aggregate import stratified_bootstrap
+from bfmpipe.metrics.aggregate import cluster_bootstrap
 from bfmpipe.report import tabulation
 from bfmpipe.report.rows import Columns, concatenate, distinct
 from bfmpipe.stages.sections import provenance
@@ -37,7 +37,7 @@ SCHEMAS = {
         "method": pa.string(),
         "seed": pa.int32(),
         **_POINT,
-        **dict.fromkeys(("mean", "standard_error", "cosine"), pa.float64()),
+        **dict.fromkeys(("mean", "standard_error", "change_error", "cosine"), pa.float64()),
         "evaluation_episodes": pa.int32(),
     },
     "aggregate": {
@@ -102,7 +102,7 @@ def tabulate(
     points = tabulation.curves(evaluated)
     rows = {name: pa.array(column).to_numpy(False) for name, column in points.items()}
     interval = partial(
-        stratified_bootstrap,
+        cluster_bootstrap,
         confidence=cfg.confidence,
         replicates=cfg.replicates,
         seed=cfg.seed,

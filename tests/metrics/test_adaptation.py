@@ -61,7 +61,7 @@ def test_monotonicity_allows_the_error_of_the_earlier_evaluation():
 
 
 def test_area_by_hand():
-    assert area_under_curve([0, 10, 30], [0, 2, 2]) == (10 + 40) / 30
+    assert area_under_curve([0, 10, 30], [3, 6, 90]) == (3 * 10 + 6 * 20) / 30
     assert area_under_curve([5, 10, 95], [3, 3, 3]) == 3
 
 

@@ -5,10 +5,10 @@ import pytest
 from scipy import stats
 
 from bfmpipe.metrics.aggregate import (
+    cluster_bootstrap,
     iqm,
     performance_profile,
     probability_of_improvement,
-    stratified_bootstrap,
 )
 from bfmpipe.types import UserError
 
@@ -38,7 +38,7 @@ def test_nan_is_not_trimmed_away():
     assert np.isnan(iqm(scores))
     assert np.isnan(performance_profile(scores, [1, 2])).all()
     assert np.isnan(probability_of_improvement(scores, np.ones((10, 4))))
-    assert np.isnan(stratified_bootstrap(scores, iqm, replicates=50)).all()
+    assert np.isnan(cluster_bootstrap(scores, iqm, replicates=50)).all()
 
 
 def test_performance_profile_by_hand():
@@ -73,30 +73,29 @@ def test_scores_are_by_seed_and_task(scores):
         iqm(scores)
 
 
-def test_seeds_are_resampled_independently_in_every_task():
-    # Drawn jointly, the two tasks would cancel in every replicate.
+def test_a_seed_is_drawn_with_all_its_tasks():
     seeds = np.arange(10.0)
-    low, high = stratified_bootstrap(np.stack([seeds, -seeds], axis=1), np.mean)
-    # Of the mean of 2 tasks of 10 seeds: sqrt(var / 10 / 2) = .64.
-    assert low == pytest.approx(-1.96 * 0.64, abs=0.15)
-    assert high == pytest.approx(1.96 * 0.64, abs=0.15)
+    # What one task gains of a seed the other loses: no draw of seeds changes their mean.
+    assert cluster_bootstrap(np.stack([seeds, -seeds], axis=1), np.mean) == (0, 0)
+    # Two tasks that go together tell no more than one: sqrt(var / 10) = .91.
+    low, high = cluster_bootstrap(np.stack([seeds, seeds], axis=1), np.mean)
+    assert low == pytest.approx(4.5 - 1.96 * 0.91, abs=0.15)
+    assert high == pytest.approx(4.5 + 1.96 * 0.91, abs=0.15)
 
 
-def test_tasks_are_strata():
+def test_tasks_are_in_every_draw():
     # Drawn from one pool, the share of each task would vary.
     scores = np.tile([0.0, 100.0], (5, 1))
-    assert stratified_bootstrap(scores, np.mean) == (50, 50)
+    assert cluster_bootstrap(scores, np.mean) == (50, 50)
 
 
 def test_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
     trials = 300
     covered = 0
-    for trial in range(trials):
-        scores = rng.normal(3, 2, size=(20, 4))
-        low, high = stratified_bootstrap(
-            scores, np.mean, replicates=400, confidence=0.8, seed=trial
-        )
+    for trial in range(trials):  # tasks of a seed have most of their noise in common
+        scores = rng.normal(3, 2, size=(20, 1)) + rng.normal(0, 1, size=(20, 4))
+        low, high = cluster_bootstrap(scores, np.mean, replicates=400, confidence=0.8, seed=trial)
         covered += low <= 3 <= high
     # A percentile interval of 20 seeds is about 3 % too narrow; 4 standard errors are .09.
     assert 0.69 < covered / trials < 0.87
@@ -104,38 +103,41 @@ def test_interval_covers_the_truth_as_often_as_it_says():
 
 def test_wider_confidence_is_a_wider_interval():
     scores = np.random.default_rng(0).normal(size=(8, 3))
-    narrow = stratified_bootstrap(scores, iqm, confidence=0.5)
-    wide = stratified_bootstrap(scores, iqm, confidence=0.99)
+    narrow = cluster_bootstrap(scores, iqm, confidence=0.5)
+    wide = cluster_bootstrap(scores, iqm, confidence=0.99)
     assert wide[0] < narrow[0] < iqm(scores) < narrow[1] < wide[1]
 
 
 def test_the_seed_fixes_the_interval():
     scores = np.random.default_rng(0).normal(size=(8, 3))
-    first = stratified_bootstrap(scores, iqm, seed=1)
-    assert first == stratified_bootstrap(scores, iqm, seed=1)
-    assert first != stratified_bootstrap(scores, iqm, seed=2)
+    first = cluster_bootstrap(scores, iqm, seed=1)
+    assert first == cluster_bootstrap(scores, iqm, seed=1)
+    assert first != cluster_bootstrap(scores, iqm, seed=2)
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 8])
 def test_the_band_of_a_curve_is_that_of_its_points(seeds):
     # 1200 times 105 scores and more are resampled in several chunks, the points in one.
     curves = np.random.default_rng(0).normal(size=(seeds, 7, 5))
-    low, high = stratified_bootstrap(curves, iqm, replicates=3001)
+    low, high = cluster_bootstrap(curves, iqm, replicates=3001)
     assert low.shape == high.shape == (5,)
     for t in range(5):
-        point = stratified_bootstrap(curves[..., t], iqm, replicates=3001)
+        point = cluster_bootstrap(curves[..., t], iqm, replicates=3001)
         np.testing.assert_allclose((low[t], high[t]), point, rtol=1e-12)
 
 
 def test_bootstrap_of_a_profile_and_of_a_comparison():
     rng = np.random.default_rng(0)
-    x, y = rng.normal(1, 1, size=(10, 4)), rng.normal(0, 1, size=(6, 4))
+    x, y = rng.normal(1, 1, size=(10, 4)), rng.normal(0, 1, size=(10, 4))
     profile = partial(performance_profile, thresholds=[-1, 0, 1])
-    low, high = stratified_bootstrap(x, profile)
+    low, high = cluster_bootstrap(x, profile)
     assert (low <= profile(x)).all()
     assert (profile(x) <= high).all()
-    low, high = stratified_bootstrap((x, y), probability_of_improvement)
+
+    def improvement(pairs, axis):
+        return probability_of_improvement(pairs[..., 0], pairs[..., 1], axis)
+
+    low, high = cluster_bootstrap(np.stack([x, y], axis=-1), improvement)
     assert 0.5 < low < probability_of_improvement(x, y) < high < 1
-    # X and Y draw different seeds even where they have the same number of them.
-    low, high = stratified_bootstrap((x, x), probability_of_improvement)
-    assert low < 0.45 < 0.55 < high
+    # what is compared draws the same seeds
+    assert cluster_bootstrap(np.stack([x, x], axis=-1), improvement) == (0.5, 0.5)

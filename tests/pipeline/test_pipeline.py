@@ -45,6 +45,7 @@ KINDS = {
         "value": NUMBER,
         "mean": NUMBER,
         "standard_error": NUMBER,
+        "change_error": NUMBER,
         "episodes": pa.int32(),
     },
     "adaptation": {
@@ -190,7 +191,15 @@ def test_figures_and_the_report_are_there(smoke):
     assert {path.suffix for path in figures.iterdir() if path.suffix} == {".pdf", ".png"}
     assert {path.stem for path in figures.glob("*.png")} == {
         *("best_of_n", "coverage", "curves_aggregate", "curves_per_task", "diagnosis"),
-        *("evaluations", "improvement", "q_values", "spectrum", "training", "trajectories"),
+        *(
+            "evaluations",
+            "improvement",
+            "performance_profile",
+            "q_values",
+            "spectrum",
+            "training",
+            "trajectories",
+        ),
     }
     assert len(list(figures.glob("*.png"))) == len(list(figures.glob("*.pdf")))
     assert "</html>" in (smoke / "results/smoke/report.html").read_text()

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from bfmpipe.metrics.aggregate import stratified_bootstrap
+from bfmpipe.metrics.aggregate import cluster_bootstrap
 from bfmpipe.report import tabulation
 
 STARTS = {
@@ -76,7 +76,7 @@ def read():
 @pytest.fixture
 def tables(make_adaptation, make_probe, read):
     """All tables of results, as the stages after read them."""
-    interval = partial(stratified_bootstrap, replicates=500)
+    interval = partial(cluster_bootstrap, replicates=500)
     probe, curves = make_probe(), read(tabulation.curves(make_adaptation()))
     return {
         "probe": probe,

@@ -1,11 +1,13 @@
 import io
 from dataclasses import dataclass
+from functools import partial
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
+from bfmpipe.metrics.aggregate import cluster_bootstrap
 from bfmpipe.report import (
     best_of_n,
     coverage_map,
@@ -14,6 +16,7 @@ from bfmpipe.report import (
     diagnosis,
     evaluations,
     improvement,
+    performance_profile,
     q_values,
     spectrum,
     style,
@@ -40,6 +43,25 @@ def line_of(axes, method):
         if line.get_color() == style.colour(method) and len(line.get_xdata()) > 2
     ]
     return line
+
+
+def test_performance_profile(tables):
+    interval = partial(cluster_bootstrap, replicates=100)
+    figure = performance_profile.draw(tables["curves"], interval)
+    panels = visible(figure)
+    assert [axes.get_title() for axes in panels] == ["reach", "precise"]
+    assert legend(figure) == ["zero-shot", "LoLA", "ReLA"]
+    line = line_of(panels[0], "lola")  # ends at 90, 91, 70, 71
+    returns, share = line.get_xdata(), line.get_ydata()
+    assert returns[0] == 0
+    assert returns[-1] == 91
+    for at, above in ((0, 1), (69, 1), (70.5, 0.75), (80, 0.5), (90.5, 0.25), (91, 0)):
+        assert share[np.searchsorted(returns, at)] == above
+    (band,) = [c for c in panels[0].collections if same_colour(c, style.colour("lola"))]
+    vertices = band.get_paths()[0].vertices
+    around = vertices[np.isclose(vertices[:, 0], 70.525, atol=0.3), 1]
+    assert around.min() == 0.5  # both draws the seed of 70 and 90
+    assert around.max() == 1  # both that of 71 and 91
 
 
 def test_curves_per_task(tables):

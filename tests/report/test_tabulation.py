@@ -3,13 +3,13 @@ from functools import partial
 import numpy as np
 import pytest
 
-from bfmpipe.metrics.aggregate import stratified_bootstrap
+from bfmpipe.metrics.aggregate import cluster_bootstrap
 from bfmpipe.report import tabulation
 from bfmpipe.report.rows import count, distinct, one, select
 from bfmpipe.report.runs import gather
 from bfmpipe.types import UserError
 
-interval = partial(stratified_bootstrap, replicates=500)
+interval = partial(cluster_bootstrap, replicates=500)
 REACH = {"domain": "maze", "agent": "fb", "family": "reach"}
 
 
@@ -21,6 +21,18 @@ def test_curves_reduce_the_paired_episodes(tables):
     np.testing.assert_array_equal(run["env_steps"], [0, 200, 400, 600, 800])
     np.testing.assert_array_equal(run["episodes"], [0, 2, 4, 6, 8])
     np.testing.assert_allclose(run["cosine"], [1, 0.9, 0.8, 0.7, 0.6])
+
+
+def test_the_error_of_a_change_is_that_of_paired_episodes(make_adaptation, read):
+    rows = make_adaptation(shapes={"zero-shot": [0, 1, 2]}, seeds=(0,))
+    first, second, third = (np.flatnonzero(rows["env_steps"] == s) for s in (0, 200, 400))
+    rows["returns"][first] = [0, 100]
+    rows["returns"][second] = [5, 105]  # all changed alike
+    rows["returns"][third] = [5, 111]  # by 0 and 6: sqrt(18 / 2) = 3
+    mixed = {name: column[::-1] for name, column in rows.items()}
+    run = select(read(tabulation.curves(mixed)), **REACH, task="reach_top_left")
+    np.testing.assert_allclose(run["change_error"], [0, 0, 3])
+    np.testing.assert_allclose(run["standard_error"], [50, 50, 53])
 
 
 def test_curves_are_sorted_by_steps(make_adaptation, read):
@@ -39,7 +51,8 @@ def test_the_same_point_twice_is_refused(make_adaptation):
 def test_a_single_evaluation_episode_has_no_error(make_adaptation):
     rows = make_adaptation()
     rows["returns"] = rows["returns"][:, :1]
-    assert set(tabulation.curves(rows)["standard_error"]) == {0}
+    table = tabulation.curves(rows)
+    assert set(table["standard_error"]) == set(table["change_error"]) == {0}
 
 
 def test_aggregate_by_hand(tables):
@@ -75,7 +88,7 @@ def test_summary_by_hand(tables):
         "initial_drop": 0,
         "largest_drop": 0,
         "monotonicity": 1,
-        "area_under_curve": 50.5 + (5 + 15 + 20 + 25) / 4,
+        "area_under_curve": 50.5 + (0 + 10 + 20 + 20) / 4,
         "cosine": 0.6,
         "improved": 1,
         "probability_of_improvement": 1,

@@ -1,51 +1,86 @@
-import math
+import json
+import subprocess
+import sys
+import time
 
 import pytest
 
 from bfmpipe.report import timing
+from bfmpipe.report.timing import Job
 from bfmpipe.types import UserError
 
-HEAD = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
+
+def job(rule, name, seconds=1.0):
+    return Job(wall=seconds, cpu=seconds, memory=1.0, rule=rule, name=name)
 
 
-def test_reads_snakemakes_files(tmp_path):
-    for rule, name, line in (
-        ("pretrain", "maze-fb-seed0", "61.5\t0:01:01\t700.1\t1\t1\t1\t1\t1\t1\t120.25"),
-        ("adapt", "maze-fb-seed0-lola", "0.2\t0:00:00\tNA\tNA\tNA\tNA\tNA\tNA\tNA\tNA"),
-        ("adapt", "maze-hilp-lola", "7\t0:00:07\t1\t1\t1\t1\t1\t1\t1\t8"),
-        ("adapt", "maze-fb-seed0-lola-a", "5\t0:00:05\t1\t1\t1\t1\t1\t1\t1\t6"),
-    ):
-        (tmp_path / rule).mkdir(exist_ok=True)
-        (tmp_path / rule / f"{name}.tsv").write_text(HEAD + line + "\n")
-    jobs = timing.read(tmp_path)
-    assert [job.rule for job in jobs] == ["adapt", "adapt", "adapt", "pretrain"]
-    assert jobs[3] == timing.Job("pretrain", "maze-fb-seed0", 61.5, 120.25, 700.1)
-    (lola,) = timing.of_method(jobs, "maze", "fb", "lola")
-    assert lola.wall == 0.2
-    assert math.isnan(lola.cpu)
-    assert [job.wall for job in timing.of_method(jobs, "maze", "fb", "lola-a")] == [5]
-    assert [job.wall for job in timing.of_method(jobs, "maze", "hilp", "lola")] == [7]
+def test_a_job_writes_what_is_read(tmp_path):
+    until = time.process_time() + 0.2
+    while time.process_time() < until:
+        pass
+    timing.write(tmp_path / "adapt" / "maze-fb-seed0-lola.tsv")
+    (found,) = timing.read(tmp_path)
+    assert (found.rule, found.name) == ("adapt", "maze-fb-seed0-lola")
+    now = timing.spent()
+    assert 0.2 <= found.cpu <= now.cpu
+    assert 0.2 <= found.wall <= now.wall
+    assert 10 < found.memory <= now.memory  # of a Python with numpy, in MB
 
 
-def test_jobs_of_other_experiments_in_the_same_place_are_left_out():
+def test_children_count():
+    before = timing.spent().cpu
+    work = "import time\nwhile time.process_time() < .3: pass"
+    subprocess.run([sys.executable, "-c", work], check=True)
+    assert timing.spent().cpu >= before + 0.3
+
+
+def test_jobs_of_a_method_are_told_by_their_names():
+    jobs = [
+        job("adapt", "maze-fb-seed0-lola"),
+        job("adapt", "maze-fb-seed0-lola-a", 5),
+        job("adapt", "maze-hilp-lola", 7),
+        job("pretrain", "maze-fb-seed0"),
+    ]
+    assert timing.of_method(jobs, "maze", "fb", "lola") == jobs[:1]
+    assert timing.of_method(jobs, "maze", "fb", "lola-a") == jobs[1:2]
+    assert timing.of_method(jobs, "maze", "hilp", "lola") == jobs[2:3]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_jobs_of_other_experiments_in_the_same_place_are_left_out(together):
     names = {
         "collect": ("maze", "walker"),
-        "adapt": ("maze-fb-seed0-lola", "maze-fb-lola", "maze-fb-seed1-lola", "maze-fb-seed0-rela"),
+        "pretrain": ("maze-fb", "maze-fb-seed0", "maze-fb-seed1"),
+        "infer": ("maze-fb-seed0", "maze-fb-seed1"),
+        "adapt": ("maze-fb-lola", "maze-fb-seed0-lola", "maze-fb-seed1-lola", "maze-fb-seed0-rela"),
+        "plot": ("maze-fb",),
         "tabulate": ("all",),
     }
-    jobs = [
-        timing.Job(rule, name, 1.0, 1.0, 1.0) for rule, found in names.items() for name in found
+    jobs = [job(rule, name) for rule, found in names.items() for name in found]
+    experiment = {
+        **{"domains": {"maze": {}}, "agents": {"fb": {}}, "seeds": [0], "methods": ["lola"]},
+        "pretrain": {"seeds_together": not together},
+        "adapt": {"seeds_together": together},
+    }
+    kept = [(j.rule, j.name) for j in timing.of_experiment(jobs, experiment)]
+    assert kept == [
+        ("collect", "maze"),
+        ("pretrain", "maze-fb-seed0" if together else "maze-fb"),
+        ("infer", "maze-fb-seed0"),
+        ("adapt", "maze-fb-lola" if together else "maze-fb-seed0-lola"),
+        ("plot", "maze-fb"),
+        ("tabulate", "all"),
     ]
-    experiment = {"domains": {"maze": {}}, "agents": {"fb": {}}, "seeds": [0], "methods": ["lola"]}
-    kept = [job.name for job in timing.of_experiment(jobs, experiment)]
-    assert kept == ["maze", "maze-fb-seed0-lola", "maze-fb-lola", "all"]
 
 
 def test_no_directory_no_jobs(tmp_path):
     assert timing.read(tmp_path / "missing") == []
 
 
-def test_another_table_is_refused(tmp_path):
-    (tmp_path / "x.tsv").write_text("a\tb\n1\t2\n")
-    with pytest.raises(UserError, match=r"x\.tsv: not a benchmark file"):
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", json.dumps({"wall": 1, "cpu": None, "memory": 1})]
+)
+def test_another_file_is_refused(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match=r"x\.json: not what a job of this pipeline cost"):
         timing.read(tmp_path)

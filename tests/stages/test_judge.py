@@ -3,6 +3,8 @@
 A run starts at 60 + seed (reach) or 20 + seed (precise); LoLA adds 10, 20, 20, 30.
 """
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,8 +26,9 @@ SAFE = {"kind": "no_drop", "statement": "TD3 does not drop.", "method": "td3", "
 
 @pytest.fixture
 def verdicts(results, tmp_path):
-    def run(claims, **intervals):
-        cfg = parse(Judge, {"claims": claims, "intervals": intervals}, "cfg")
+    def run(claims, seeds_together=False, **intervals):
+        settings = {"claims": claims, "intervals": intervals, "seeds_together": seeds_together}
+        cfg = parse(Judge, settings, "cfg")
         path = tmp_path / "verdicts.parquet"
         judge(
             cfg,
@@ -72,24 +75,36 @@ def test_the_file_has_the_declared_schema_and_provenance(verdicts, tmp_path, cla
     assert pq.read_schema(tmp_path / "verdicts.parquet").remove_metadata().equals(expected)
     _, origin = read_table(tmp_path / "verdicts.parquet", "verdicts")
     intervals = {"confidence": 0.95, "replicates": 300, "seed": 0}
-    assert origin.settings == {"claims": claims, "intervals": intervals}
+    used = {"claims": claims, "intervals": intervals, "seeds_together": False}
+    assert origin.settings == used
 
 
 def test_costs_are_read_from_the_benchmarks(verdicts, tmp_path):
     claim = {"kind": "compute", "statement": "c", "method": "lola", "than": "td3", "bar": 10}
     for method, cpu in (("lola", 2), ("td3", 30)):
-        path = tmp_path / "benchmarks" / "adapt" / f"point_mass_maze-fb-seed0-{method}.tsv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"s\tcpu_time\tmax_rss\n5\t{cpu}\t100\n")
+        for name, spent in (
+            (f"seed0-{method}", cpu),
+            (f"seed1-{method}", cpu),
+            (f"seed2-{method}", 99),  # of a seed that has gone
+            (method, 70),  # of when a job had all seeds
+        ):
+            path = tmp_path / "benchmarks" / "adapt" / f"point_mass_maze-fb-{name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"wall": 5, "cpu": spent, "memory": 100}))
     table = verdicts({"cheap": claim})
     assert (table["figure"].tolist(), table["held"].tolist()) == ([15, 15], [True, True])
+    table = verdicts({"cheap": {**claim, "bar": 1}}, seeds_together=True)
+    assert table["figure"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
     ("claim", "said"),
     [
         ({**GAIN, "method": "rela"}, "claims.one: the method rela is not run; there are "),
-        ({**GAIN, "than": "rela"}, "claims.one: the method rela is not run; there are "),
+        (
+            {**GAIN, "kind": "better", "than": "rela"},
+            "claims.one: the method rela is not run; there are ",
+        ),
         ({**GAIN, "statment": "x"}, "claims.one.statment is not a setting; did you mean statement"),
         ({"kind": "best_of_n"}, "claims.one.statement is missing"),
     ],

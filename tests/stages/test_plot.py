@@ -50,6 +50,7 @@ def test_draws_every_figure_twice_alike(results, tmp_path):
         "diagnosis",
         "evaluations",
         "improvement",
+        "performance_profile",
         "q_values",
         "spectrum",
         "training",
@@ -65,6 +66,7 @@ def test_what_is_not_there_is_not_drawn(results, tmp_path):
         "curves_aggregate",
         "curves_per_task",
         "improvement",
+        "performance_profile",
     }
 
 
