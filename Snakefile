@@ -88,10 +88,11 @@ rule collect:
     params:
         cfg=cfg("collect"),
         code=code("collect"),
+        cost=f"{R}/benchmarks/collect/{{domain}}.json",
         source=lambda wildcards: exp.source(wildcards.domain),
     shell:
         "bfmpipe collect --cfg {params.cfg:q} --dataset {output.dataset}"
-        " --benchmark {benchmark} 2>&1 | tee -a {log}"
+        " --cost {params.cost} 2>&1 | tee -a {log}"
 
 
 rule coverage:
@@ -107,10 +108,11 @@ rule coverage:
     params:
         cfg=cfg("coverage"),
         code=code("coverage"),
+        cost=f"{R}/benchmarks/coverage/{{domain}}.json",
     shell:
         "bfmpipe coverage --cfg {params.cfg:q} --dataset {input.dataset}"
         " --coverage {output.coverage}"
-        " --benchmark {benchmark} 2>&1 | tee -a {log}"
+        " --cost {params.cost} 2>&1 | tee -a {log}"
 
 
 if exp.pretrain.seeds_together:  # one job trains all models of a domain and agent
@@ -139,12 +141,13 @@ rule pretrain:
     params:
         cfg=cfg("pretrain"),
         code=code("pretrain"),
+        cost=f"{R}/benchmarks/pretrain/{TRAINING}.json",
         model=lambda wildcards, output: [Path(file).parent for file in output.config],
     shell:
         "bfmpipe pretrain --cfg {params.cfg:q} --dataset {input.dataset}"
         " --model {params.model} --losses {output.losses}"
         " --evaluations {output.evaluations} --spectrum {output.spectrum}"
-        " --benchmark {benchmark} 2>&1 | tee -a {log}"
+        " --cost {params.cost} 2>&1 | tee -a {log}"
 
 
 rule infer:
@@ -162,11 +165,12 @@ rule infer:
     params:
         cfg=cfg("infer"),
         code=code("infer"),
+        cost=f"{R}/benchmarks/infer/{{domain}}-{{agent}}-seed{{seed}}.json",
         model=subpath(input.config, parent=True),
     shell:
         "bfmpipe infer --cfg {params.cfg:q} --model {params.model}"
         " --dataset {input.dataset} --latents {output.latents}"
-        " --benchmark {benchmark} 2>&1 | tee -a {log}"
+        " --cost {params.cost} 2>&1 | tee -a {log}"
 
 
 rule probe:
@@ -185,12 +189,13 @@ rule probe:
     params:
         cfg=cfg("probe"),
         code=code("probe"),
+        cost=f"{R}/benchmarks/probe/{{domain}}-{{agent}}-seed{{seed}}.json",
         model=subpath(input.config, parent=True),
     shell:
         "bfmpipe probe --cfg {params.cfg:q} --model {params.model}"
         " --dataset {input.dataset} --latents {input.latents}"
         " --scores {output.scores}"
-        " --benchmark {benchmark} 2>&1 | tee -a {log}"
+        " --cost {params.cost} 2>&1 | tee -a {log}"
 
 
 rule diagnose:
@@ -209,12 +214,13 @@ rule diagnose:
     params:
         cfg=cfg("diagnose"),
         code=code("diagnose"),
+        cost=f"{R}/benchmarks/diagnose/{{domain}}-{{agent}}-seed{{seed}}.json",
         model=subpath(input.config, parent=True),
     shell:
         "bfmpipe diagnose --cfg {params.cfg:q} --model {params.model}"
         " --dataset {input.dataset} --latents {input.latents}"
         " --diagnosis {output.diagnosis}"
-        " --benchmark {benchmark} 2>&1 | tee -a {log}"
+        " --cost {params.cost} 2>&1 | tee -a {log}"
 
 
 if exp.adapt.seeds_together:  # one job adapts all models of a domain and agent
@@ -244,12 +250,13 @@ rule adapt:
     params:
         cfg=cfg("adapt"),
         code=code("adapt"),
+        cost=f"{R}/benchmarks/adapt/{MOVING}.json",
         model=lambda wildcards, input: [Path(file).parent for file in input.config],
     shell:
         "bfmpipe adapt --cfg {params.cfg:q} --model {params.model} --dataset {input.dataset}"
         " --latents {input.latents} --curves {output.curves}"
         " --trajectories {output.trajectories}"
-        " --benchmark {benchmark} 2>&1 | tee -a {log}"
+        " --cost {params.cost} 2>&1 | tee -a {log}"
 
 
 rule describe:
@@ -267,11 +274,12 @@ rule describe:
     params:
         cfg=cfg("describe"),
         code=code("describe"),
+        cost=f"{R}/benchmarks/describe/{{domain}}-{{agent}}-seed{{seed}}.json",
         model=subpath(input.config, parent=True),
     shell:
         "bfmpipe describe --cfg {params.cfg:q} --model {params.model}"
         " --zero_shot {input.zero_shot} --card {output.card}"
-        " --benchmark {benchmark} 2>&1 | tee -a {log}"
+        " --cost {params.cost} 2>&1 | tee -a {log}"
 
 
 ALL_MODELS = expand(MODEL, domain=exp.domains, agent=exp.agents, seed=exp.seeds)
@@ -295,11 +303,12 @@ rule tabulate:
     params:
         cfg=cfg("tabulate"),
         code=code("tabulate"),
+        cost=f"{OUT}/benchmarks/tabulate/all.json",
     shell:
         "bfmpipe tabulate --cfg {params.cfg:q} --adaptation {input.adaptation}"
         " --probe {input.probe} --curves {output.curves} --aggregate {output.aggregate}"
         " --summary {output.summary} --best_of {output.best_of}"
-        " --benchmark {benchmark} 2>&1 | tee -a {log}"
+        " --cost {params.cost} 2>&1 | tee -a {log}"
 
 
 rule judge:
@@ -316,11 +325,12 @@ rule judge:
     params:
         cfg=cfg("judge"),
         code=code("judge"),
+        cost=f"{OUT}/benchmarks/judge/all.json",
         benchmarks=f"{R}/benchmarks",
     shell:
         "bfmpipe judge --cfg {params.cfg:q} --curves {input.curves} --best_of {input.best_of}"
         " --benchmarks {params.benchmarks} --verdicts {output.verdicts}"
-        " --benchmark {benchmark} 2>&1 | tee -a {log}"
+        " --cost {params.cost} 2>&1 | tee -a {log}"
 
 
 def of_agent(path):
@@ -355,6 +365,7 @@ rule plot:
     params:
         cfg=cfg("plot"),
         code=code("plot"),
+        cost=f"{OUT}/benchmarks/plot/{{domain}}-{{agent}}.json",
     shell:
         "bfmpipe plot --cfg {params.cfg:q} --curves {input.curves} --aggregate {input.aggregate}"
         " --summary {input.summary} --best_of {input.best_of} --probe {input.probe}"
@@ -363,7 +374,7 @@ rule plot:
         " --trajectories {input.trajectories}"
         " --coverage {input.coverage}"
         " --figures {output.figures}"
-        " --benchmark {benchmark} 2>&1 | tee -a {log}"
+        " --cost {params.cost} 2>&1 | tee -a {log}"
 
 
 rule report:
@@ -383,6 +394,7 @@ rule report:
     params:
         cfg=cfg("report"),
         code=code("report"),
+        cost=f"{OUT}/benchmarks/report/all.json",
         pictures=lambda wildcards, input: [
             f"{figures}/*.png" for figures in input.figures
         ],
@@ -391,4 +403,4 @@ rule report:
         "bfmpipe report --cfg {params.cfg:q} --summary {input.summary} --best_of {input.best_of}"
         " --verdicts {input.verdicts} --losses {input.losses} --figures {params.pictures}"
         " --benchmarks {params.benchmarks} --output {output.page}"
-        " --benchmark {benchmark} 2>&1 | tee -a {log}"
+        " --cost {params.cost} 2>&1 | tee -a {log}"

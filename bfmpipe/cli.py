@@ -104,14 +104,9 @@ def _run(name: str, argv: list[str]) -> None:
         parser.add_argument(
             f"--{file}", required=True, type=kind, nargs="*" if many else None, metavar="PATH"
         )
-    parser.add_argument(
-        "--benchmark",
-        type=Path,
-        metavar="PATH",
-        help="Snakemake's benchmark file of the job: say beside it, as .json, what the job cost",
-    )
+    parser.add_argument("--cost", type=Path, metavar="PATH", help="where to say what the job cost")
     given = vars(parser.parse_args(argv))
-    benchmark = given.pop("benchmark")
+    cost = given.pop("cost")
     cfg = parse(hints[cfg_name], _json(given.pop(cfg_name)), f"--{cfg_name}")
     # what a log begins with: pasted into a shell, it does the same again
     words = ["bfmpipe", name, f"--{cfg_name}", canonical(cfg)]
@@ -119,8 +114,8 @@ def _run(name: str, argv: list[str]) -> None:
         words += [f"--{file}", *map(str, path if isinstance(path, list) else [path])]
     print(shlex.join(words), file=sys.stderr, flush=True)
     stage(cfg, **given)
-    if benchmark is not None:
-        timing.write(benchmark)
+    if cost is not None:
+        timing.write(cost)
 
 
 _DOCTOR = "say what was built, and check every kernel against its reference on this machine"
@@ -168,7 +163,7 @@ of a domain: the usage below."""
 
 def _is_stage(argv: list[str]) -> bool:
     """Whether `bfmpipe adapt` is meant as the stage: by the options that it alone has."""
-    own = {"--cfg", "--dataset", "--latents", "--curves", "--trajectories", "--benchmark"}
+    own = {"--cfg", "--dataset", "--latents", "--curves", "--trajectories", "--cost"}
     return any(word.partition("=")[0] in own for word in argv)
 
 

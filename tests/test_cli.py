@@ -92,7 +92,7 @@ def test_adapt_explains_both_that_it_is(capsys):
     stage = capsys.readouterr().out
     options = set(re.findall(r"^  (--\w+)", stage, re.M))
     files = {"--model", "--dataset", "--latents", "--curves", "--trajectories"}
-    assert options == {"--cfg", *files, "--benchmark"}
+    assert options == {"--cfg", *files, "--cost"}
     usage = by_hand[by_hand.index("the stage, which") :]
     assert set(re.findall(r"--\w+", usage)) == {"--cfg", *files, "--help"}
 

@@ -47,9 +47,9 @@ def spent() -> Cost:
     )
 
 
-def write(benchmark: Path) -> None:
-    """Store what this process has cost, beside Snakemake's file for its job."""
-    with replacing(benchmark.with_suffix(".json")) as path:
+def write(file: Path) -> None:
+    """Store what this process has cost."""
+    with replacing(file) as path:
         path.write_text(json.dumps(asdict(spent())) + "\n", encoding="utf-8")
 
 

@@ -18,7 +18,7 @@ def test_a_job_writes_what_is_read(tmp_path):
     until = time.process_time() + 0.2
     while time.process_time() < until:
         pass
-    timing.write(tmp_path / "adapt" / "maze-fb-seed0-lola.tsv")
+    timing.write(tmp_path / "adapt" / "maze-fb-seed0-lola.json")
     (found,) = timing.read(tmp_path)
     assert (found.rule, found.name) == ("adapt", "maze-fb-seed0-lola")
     now = timing.spent()
