@@ -45,7 +45,6 @@ KINDS = {
         "value": NUMBER,
         "mean": NUMBER,
         "standard_error": NUMBER,
-        "change_error": NUMBER,
         "episodes": pa.int32(),
     },
     "adaptation": {
