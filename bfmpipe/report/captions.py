@@ -4,8 +4,10 @@ CAPTIONS = {
     "curves_aggregate": (
         "Return against budget",
         "The interquartile mean over all tasks and seeds of a family; bands are {confidence} "
-        "bootstrap intervals over the seeds. See whether a curve leaves the dashed zero-shot line "
-        "upwards at once, or falls below it first, and how few episodes most of the gain takes.",
+        "bootstrap intervals over the seeds. The tables also have plain means, which count the "
+        "best and the worst tasks and may tell another story. See whether a curve leaves the "
+        "dashed zero-shot line upwards at once, or falls below it first, and how few episodes most "
+        "of the gain takes.",
     ),
     "improvement": (
         "Gain over zero-shot",

@@ -30,7 +30,7 @@ def draw(evaluations: Mapping[int, Columns], alarms: Mapping[int, int]) -> Figur
             updates, mean = _curve(select(table, family=family))
             curves.append((updates, mean))
             look = {"color": colour(i), "lw": 1.2, "alpha": 0.8 if several else 1}
-            axes.plot(updates / 1000, mean, marker="o", ms=3, **look)
+            axes.plot(updates / 1000, mean, marker="o", ms=3, clip_on=False, **look)
             if seed in alarms:
                 axes.axvline(alarms[seed] / 1000, ls=":", color=colour(i), lw=1.2)
         updates = curves[0][0]

@@ -1,5 +1,6 @@
 """Stage report: one self-contained page: the results, how they were measured, what they cost."""
 
+import platform
 from collections import defaultdict
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def report(
         confidence=origin.settings["confidence"],
         figures=_pictures(figures),
         experiment=cfg.experiment,
-        versions=origin.versions,
+        versions={**origin.versions, "processor, of this page's job": _processor()},
         digests=digests,
         jobs=timing.of_experiment(timing.read(benchmarks), cfg.experiment),
         alarms=[_alarm(t) for t in trained if t.diverged_at is not None],
@@ -65,6 +66,16 @@ def report(
     with replacing(output) as path:
         path.write_text(page, encoding="utf-8")
     print(f"{output}: {len(page) / 1e6:.1f} MB, {len(figures)} figures")
+
+
+def _processor() -> str:
+    """What the system calls the processor: other ones round otherwise."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _alarm(trained: Trained) -> str:
