@@ -351,5 +351,5 @@ def test_an_entry_that_an_observation_has_not_is_refused(name):
 
 def test_too_little_data_for_a_batch_is_refused(name):
     data = walk()
-    with pytest.raises(UserError, match="has 15 transitions, fewer than one batch of 16"):
+    with pytest.raises(UserError, match="has 15 stretches of 2 steps, fewer than one batch of 16"):
         trainer(name, replace(data, index=data.index[:15]))
