@@ -75,6 +75,13 @@ def test_a_longer_transition_never_crosses_an_episode_boundary_either(data, stri
     assert data.index_of(stride).tolist() == rows
 
 
+@pytest.mark.parametrize(
+    ("stride", "rows"), [(1, [3, 3, 3, 7, 7]), (2, [3, 3, 7]), (3, [3]), (4, []), (9, [])]
+)
+def test_the_last_row_of_an_episode_goes_with_each_transition(data, stride, rows):
+    assert data.last_of(stride).tolist() == rows
+
+
 def test_a_data_set_without_rows_has_no_transitions(data, path):
     empty = replace(data, **{name: getattr(data, name)[:0] for name in COLUMNS})
     transitions.write(path, empty, ORIGIN)

@@ -57,6 +57,24 @@ def test_all_samples_give_the_mean_over_the_whole_data_set(tiny, tmp_path):
     np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-7)
 
 
+def test_a_model_of_longer_transitions_is_asked_about_the_states_they_lead_to(tiny, edit_card):
+    card = json.loads((tiny.model / "config.json").read_text())
+    pretrained = api.load(edit_card(config={**card["config"], "stride": 3}))
+    data = api.read_transitions(tiny.dataset)
+    (task,) = tasks_of(tiny, ["reach_top_left"])
+    found = api.infer(pretrained, [task], data, inference=Inference(samples=10**6)).w[0]
+    total, rows = np.zeros(Z_DIM), 0
+    for row in range(len(data.step)):
+        if data.step[row] < 3:  # no transition leads here
+            continue
+        # the reward counts the action that led there
+        (reward,) = pretrained.domain.relabel(task, data.physics[[row]], data.action[[row - 1]])
+        total += reward * pretrained.model.phi(torch.from_numpy(data.obs[[row]]))[0].numpy()
+        rows += 1
+    assert rows == tiny.episodes * (tiny.episode_steps - 2)
+    np.testing.assert_allclose(found, total / rows, rtol=1e-4, atol=1e-7)
+
+
 def test_a_seed_decides_every_byte(tiny, tmp_path):
     again = infer(tiny, tmp_path / "again.parquet")
     assert (tmp_path / "again.parquet").read_bytes() == tiny.latents.read_bytes()
