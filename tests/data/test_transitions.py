@@ -113,6 +113,21 @@ def test_bad_rows_are_named(data, path, column, row, value, said):
     assert str(caught.value).startswith(f"{path}: {said}")
 
 
+def test_a_number_that_two_episodes_have_is_refused(data, path):
+    # a longer transition would lead from the one into the other
+    episode = np.repeat(np.array([4, 1, 4], np.int32), LENGTHS)
+    transitions.write(path, replace(data, episode=episode), ORIGIN)
+    with pytest.raises(UserError) as caught:
+        transitions.read(path)
+    assert str(caught.value) == (
+        f"{path}: episode 4 begins a second time in row 5; an episode's rows must stand together, "
+        "and each episode needs a number of its own"
+    )
+    unsorted = np.repeat(np.array([4, 1, 0], np.int32), LENGTHS)
+    transitions.write(path, replace(data, episode=unsorted), ORIGIN)
+    assert transitions.read(path).index.tolist() == [0, 1, 2, 5, 6]
+
+
 def test_swapped_rows_are_refused(data, path):
     order = [1, 0, *range(2, sum(LENGTHS))]
     swapped = replace(data, **{name: getattr(data, name)[order] for name in COLUMNS})
