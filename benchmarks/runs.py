@@ -35,8 +35,10 @@ class Run:
         self.domain = self.pretrained[0].domain
         self.models = [one.model for one in self.pretrained]
         self.tasks = Families(families=section.tasks).tasks(self.domain)
-        width = self.models[0].z_dim
-        found = [read_latents(place / "latents.parquet", self.tasks, width) for place in places]
+        found = [
+            read_latents(place / "latents.parquet", self.tasks, one)
+            for place, one in zip(places, self.pretrained, strict=True)
+        ]
         self.w: list[Tensor] = [one.w for one in found]
         self.z: list[Tensor] = [one.z for one in found]
 

@@ -69,7 +69,7 @@ def load(directory: Path | str) -> Pretrained:
     """
     model, card = load_model(directory)
     for name in ("domain", "domain_settings"):
-        if name not in card:
+        if card.get(name) is None:
             raise UserError(f"{directory}: config.json does not say the model's {name}")
     domain = make_domain(card["domain"], card["domain_settings"])
     if (model.obs_dim, model.action_dim) != (domain.obs_dim, domain.action_dim):

@@ -155,6 +155,14 @@ def test_a_card_without_a_domain_is_refused(edit_card, name):
     assert str(caught.value) == f"{directory}: config.json does not say the model's {name}"
 
 
+@pytest.mark.parametrize("name", ["domain", "domain_settings"])
+def test_a_card_with_an_empty_domain_is_refused(model_copy, name):
+    path = model_copy / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: None}))
+    with pytest.raises(UserError, match=f"config.json does not say the model's {name}"):
+        bfmpipe.load(model_copy)
+
+
 def test_a_card_with_an_unknown_domain_is_refused(edit_card):
     with pytest.raises(UserError, match=r"no 'walkre' in bfmpipe\.envs; it has"):
         bfmpipe.load(edit_card(domain="walkre"))

@@ -13,7 +13,7 @@ import torch
 
 from bfmpipe import api, by_hand
 from bfmpipe.adaptation.protocol import Evaluation, start_states
-from bfmpipe.agents import WEIGHTS, load_tensors, save_tensors
+from bfmpipe.agents import WEIGHTS, load_model, load_tensors, save_model, save_tensors
 from bfmpipe.cli import _opengl, main
 from bfmpipe.files import file_digest
 
@@ -263,9 +263,9 @@ def test_a_task_that_is_never_rewarded_is_one_line(tiny, here, capsys):
 
 
 def test_a_latent_of_another_model_is_refused(latent, model_copy, capsys):
-    tensors, header = load_tensors(model_copy / WEIGHTS)
-    name = next(iter(tensors))
-    save_tensors(model_copy / WEIGHTS, {**tensors, name: tensors[name] + 1e-6}, header)
+    model, card = load_model(model_copy)
+    next(model.parameters()).add_(1e-6)
+    save_model(model_copy, model, card)
     line = refused(capsys, ["play", latent, "--model", model_copy])
     assert line.startswith(f"{latent}: a latent of another model than {model_copy}, whose weights")
 

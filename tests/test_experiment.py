@@ -67,6 +67,16 @@ def test_the_settings_of_every_job_parse(path):
             assert parsed.seed == key[3]
 
 
+def test_the_full_scale_trains_on_a_gpu_at_constant_rates():
+    exp = experiment.read(REPOSITORY / "configs" / "paper.yaml")
+    for domain in ("walker", "cheetah", "quadruped"):
+        job = json.loads(exp.stage("pretrain", domain=domain, agent="fb", seed="0"))
+        assert job["trainer"]["device"] == "cuda"
+        assert job["trainer"]["decay_fraction"] == 0
+        config = parse(plugins.load("agents", "fb").Config, job["agent"]["settings"], "fb")
+        assert (config.target_pessimism, config.actor_pessimism) == (0, 0.5)
+
+
 # a change reaches the jobs that it concerns, and no others
 
 

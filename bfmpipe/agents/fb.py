@@ -14,6 +14,10 @@ rho the data's distribution. With F, B online, F', B' targets, and n transitions
     B  backward_map, on the sphere      C  E[B B^T]      pi  actor      z  latent, |z| = sqrt(d)
 
 The value of a reward r under pi(., z) is F(s, a, z)^T E_rho[r B]: here phi is B, psi is F.
+
+By default heads are reduced to their mean. That is what Meta Motivo's FB has in targets; its actor
+takes the smaller head (actor_pessimism .5). The code of Touati, Rapin & Ollivier takes the smaller
+one in both (and target_pessimism .5). Both read raw observations, which here are standardised.
 """
 
 from typing import Any
@@ -64,7 +68,10 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 
 class Config(successor.Config):
-    """The published settings on DMC, and presets: by domain as published, "small" for a CPU."""
+    """The published sizes, rates and coefficients on DMC, but for the heads (see the module).
+
+    Presets: by domain as published, "small" for a CPU.
+    """
 
     presets = _PRESETS
 

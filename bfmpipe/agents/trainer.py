@@ -2,8 +2,10 @@
 
 import json
 import math
+import reprlib
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from bfmpipe.agents.base import Batch
 from bfmpipe.agents.learner import Learner, LearnerConfig
-from bfmpipe.data.tensors import load_tensors, save_tensors
+from bfmpipe.data.tensors import load_tensors, save_tensors, training_state
 from bfmpipe.types import UserError
 
 
@@ -140,8 +142,10 @@ class Trainer:
         self.losses = [[] for _ in self.learner.agents]
         self.data = self.data.to(self.learner.device)
         if len(self.data.index) < self.batch:
+            stride = self.data.stride
+            what = "transitions" if stride == 1 else f"stretches of {stride} steps"
             raise UserError(
-                f"the data set has {len(self.data.index)} transitions, fewer than one batch of "
+                f"the data set has {len(self.data.index)} {what}, fewer than one batch of "
                 f"{self.batch}; collect more or set a smaller batch"
             )
 
@@ -153,8 +157,11 @@ class Trainer:
     def run(self, checkpoint: Path, progress: Callable[[int], object] = lambda _: None) -> None:
         """Train to the end, from `checkpoint` if it belongs to this training.
 
+        One of another training is renamed (`set_aside` lists such files), and this one begins anew.
+
         Raises:
-            UserError: where a loss or a weight is no longer a number; the last checkpoint is kept.
+            UserError: where a loss, a weight or an optimiser's moment is no longer a number; the
+                last checkpoint is kept.
         """
         self._resume(checkpoint)
         progress(self.done)
@@ -231,13 +238,15 @@ class Trainer:
         return self._stopped(f"'{name}' is {value} at update {update}{where}", checkpoint)
 
     def _check_weights(self, checkpoint: Path) -> None:
-        """The last update may have broken them without a loss to show it."""
+        """The last update may have broken them, or what moves them, without a loss to show it."""
         broken = self._broken()
         if broken:
             raise self._stopped(f"not finite after update {self.done}: {broken}", checkpoint)
 
     def _broken(self) -> str:
-        names = [n for n, t in self.learner.tensors.items() if not bool(t.isfinite().all())]
+        # second moments overflow first: Adam's steps are zero from then on, and no loss tells
+        tensors = {**self.learner.tensors, **training_state({}, self.learner.optimisers)}
+        names = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         return f"tensor '{names[0]}'{more}" if names else ""
 
@@ -263,11 +272,35 @@ class Trainer:
         if not path.exists():
             return
         tensors, header = load_tensors(path)
-        if header.get("identity") != json.loads(json.dumps(self.identity)):
-            path.unlink()  # settings, code, data or seed have changed since: start afresh
+        old, new = header.get("identity"), json.loads(json.dumps(self.identity))
+        if old != new:
+            # it may stand for days of work, and the difference be an oversight
+            aside = path.with_suffix(f".{header.get('done', 0)}-updates{path.suffix}")
+            path.replace(aside)
+            first, *more = [*_differences(old, new)] or ["its identity"]
+            others = f" and {len(more)} more" if more else ""
+            print(
+                f"warning: {path}: a checkpoint of another training: {first}{others}; it is kept "
+                f"as {aside.name} until this one, which begins anew, is finished",
+                file=sys.stderr,
+            )
             return
         self.learner.load_state(tensors, header["done"])
         self.losses, self.evaluations = header["losses"], header["evaluations"]
+
+
+def set_aside(checkpoint: Path) -> list[Path]:
+    """Checkpoints of other trainings that `Trainer.run` found at this path, and renamed."""
+    return sorted(checkpoint.parent.glob(f"{checkpoint.stem}.*-updates{checkpoint.suffix}"))
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """Where JSON differs from what it was, entry by entry: `threads was 4 and is 2`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+    elif old != new:
+        yield f"{name} was {reprlib.repr(old)} and is {reprlib.repr(new)}"
 
 
 def divergence(

@@ -28,7 +28,8 @@ class Provenance:
 
     kind: what the artifact is ("transitions", "curves", ...); settings: the stage's settings;
     code: digest of the code that could reach it; versions: of the packages whose numerics count;
-    source: what was read from outside the pipeline, where something was.
+    source: what the settings do not say of what was read: files from outside the pipeline, the
+    digest of a model's weights.
     """
 
     kind: str

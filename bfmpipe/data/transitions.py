@@ -196,7 +196,8 @@ def read(path: Path | str, columns: Sequence[str] = _WIDE) -> Transitions:
 
     Raises:
         UserError: for a file that is damaged or no data set, a column that is missing or of another
-            type, numbers that are not finite, actions outside [-1, 1], or rows out of order.
+            type, numbers that are not finite, actions outside [-1, 1], rows out of order, or a
+            number that two episodes have.
     """
     path = Path(path)
     file, provenance = open_table(path, KIND)
@@ -225,6 +226,14 @@ def read(path: Path | str, columns: Sequence[str] = _WIDE) -> Transitions:
         raise UserError(
             f"{path}: rows are out of order from row {int(np.argmax(wrong))} on; an episode's rows "
             "must stand together, with step 0, 1, 2, ..."
+        )
+    starts = np.flatnonzero(step == 0)
+    _, first = np.unique(episode[starts], return_index=True)
+    if len(first) < len(starts):
+        row = starts[np.setdiff1d(np.arange(len(starts)), first)[0]]
+        raise UserError(
+            f"{path}: episode {episode[row]} begins a second time in row {row}; an episode's rows "
+            "must stand together, and each episode needs a number of its own"
         )
     return Transitions(name, settings, episode, step, **wide)
 

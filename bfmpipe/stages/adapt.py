@@ -64,10 +64,7 @@ def adapt(
     evaluations = api.adapt_together(
         pretrained,
         tasks,
-        [
-            read_latents(path, tasks, one.model.z_dim)
-            for path, one in zip(latents, pretrained, strict=True)
-        ],
+        [read_latents(path, tasks, one) for path, one in zip(latents, pretrained, strict=True)],
         api.read_transitions(dataset, ("physics",)),
         method=cfg.method.name,
         episodes=cfg.episodes,

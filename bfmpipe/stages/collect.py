@@ -164,21 +164,30 @@ class _Rounds:
     def resume(
         self, columns: Mapping[str, Array], explorer: Explorer, rng: np.random.Generator
     ) -> int:
-        """Put back all that was kept of this very exploration; the number of its episodes."""
+        """Put back all that was kept of this very exploration; the number of its episodes.
+
+        Zero where a file is damaged or missing: the state is of no use without all its rounds.
+        """
         if not self.state.exists():
             return 0
         from bfmpipe.data.tensors import load_tensors
 
-        state, header = load_tensors(self.state)
-        if header.get("identity") != self.identity:
-            self.remove()  # settings, code or seed have changed since: start afresh
-            return 0
         finished = 0
-        while finished < header["finished"]:
-            kept, _ = load_tensors(self._of(finished))
-            start, finished = finished, finished + len(kept["obs"])
-            for name, column in columns.items():
-                column[start:finished] = kept[name].numpy()
+        try:
+            state, header = load_tensors(self.state)
+            if header.get("identity") != self.identity:
+                self.remove()  # settings, code or seed have changed since: start afresh
+                return 0
+            while finished < header["finished"]:
+                kept, _ = load_tensors(self._of(finished))
+                start, finished = finished, finished + len(kept["obs"])
+                for name, column in columns.items():
+                    column[start:finished] = kept[name].numpy()
+        except UserError as error:
+            said = str(error).partition("; delete")[0]
+            print(f"warning: {said}; exploration begins anew", file=sys.stderr)
+            self.remove()
+            return 0
         explorer.load_state(state)
         rng.bit_generator.state = header["generator"]
         return finished

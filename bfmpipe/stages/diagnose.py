@@ -46,7 +46,7 @@ def diagnose(cfg: Diagnose, *, model: Path, dataset: Path, latents: Path, diagno
     tasks = cfg.tasks.tasks(domain)
     data = api.read_transitions(dataset)
     check_domain(data, domain)
-    latent = read_latents(latents, tasks, pretrained.model.z_dim)
+    latent = read_latents(latents, tasks, pretrained)
     rng = np.random.default_rng(cfg.seed)
     rows = rng.choice(data.index, min(cfg.diagnosis.samples, len(data.index)), replace=False) + 1
     physics, action = data.physics[rows], data.action[rows - 1]

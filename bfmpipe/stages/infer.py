@@ -1,5 +1,6 @@
 """Stage infer: zero-shot inference of every task's weights and latent."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from bfmpipe.stages.sections import Families, provenance
 from bfmpipe.types import UserError
 
 KIND = "latents"
+_DIGEST = "weights_sha256"
+"""Of the model's weights, by one name in its config.json and in the latents' provenance."""
 
 
 class Infer(Config):
@@ -50,17 +53,23 @@ def infer(cfg: Infer, *, model: Path, dataset: Path, latents: Path) -> None:
         "z": latent.z.numpy(),
     }
     origin = provenance(KIND, "infer", cfg, agents=cfg.agent, envs=cfg.domain)
-    write_table(latents, shape, columns, origin)
+    source = {name: pretrained.card[name] for name in (_DIGEST,) if name in pretrained.card}
+    write_table(latents, shape, columns, replace(origin, source=source))
     print(f"{latents}: {len(tasks)} tasks")
 
 
-def read_latents(path: Path, tasks: list[Task], z_dim: int) -> Latent:
-    """w and z, (T, z_dim), of these tasks from the stage's table.
+def read_latents(path: Path, tasks: list[Task], pretrained: api.Pretrained) -> Latent:
+    """w and z, (T, d), of these tasks from the stage's table.
 
     Raises:
-        UserError: for a damaged table, one of another model, or one that lacks a task.
+        UserError: for a damaged table, one of another model, or one that lacks a task. Tables and
+            models of earlier versions do not say whose they are.
     """
-    columns, _ = read_table(path, KIND)
+    columns, origin = read_table(path, KIND)
+    whose, expected = origin.source.get(_DIGEST), pretrained.card.get(_DIGEST)
+    if None not in (whose, expected) and whose != expected:
+        raise UserError(f"{path}: latents of a model of other weights; run the stage infer again")
+    z_dim = pretrained.model.z_dim
     for name in ("w", "z"):
         values = columns.get(name)
         if values is None or values.shape[1:] != (z_dim,) or not np.isfinite(values).all():

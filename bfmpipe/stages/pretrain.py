@@ -28,7 +28,7 @@ from bfmpipe.agents.event_files import EventFiles
 from bfmpipe.agents.event_files import check as check_tensorboard
 from bfmpipe.agents.learner import Learner
 from bfmpipe.agents.losses import covariance
-from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig
+from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig, set_aside
 from bfmpipe.config import Config, parse
 from bfmpipe.data import transitions
 from bfmpipe.data.tables import Provenance, open_table, write_table
@@ -111,6 +111,13 @@ def pretrain(
     tasks = cfg.tasks.tasks(domain)
     module = plugins.load("agents", cfg.agent.name)
     config = parse(module.Config, cfg.agent.settings, f"agent {cfg.agent.name}")
+    index = data.index_of(config.stride)
+    if not len(index):
+        raise UserError(
+            f"{dataset}: no episode is long enough for a transition of {config.stride} steps (the "
+            f"agent's stride): the longest has {data.step.max(initial=0)}; set a smaller stride or "
+            "collect longer episodes"
+        )
     obs = torch.from_numpy(np.asarray(data.obs))  # all of them, in memory, only here
     mean, std = obs.mean(0), obs.std(0).clamp_min(1e-6)
     del obs
@@ -133,7 +140,6 @@ def pretrain(
         "dataset": file_digest(dataset),
         "threads": threads(),  # sums in another order are other bytes
     }
-    index = data.index_of(config.stride)
     inside = device == "cuda"
     trainer = Trainer(
         learner=Learner(agents, generators, cfg.trainer),
@@ -199,7 +205,8 @@ def pretrain(
         means = [row["mean"] for row in last["tasks"]]
         scored = f", zero-shot return {np.mean(means):.1f}" if means else ""
         print(f"{model[i]}: {cfg.agent.name} after {cfg.trainer.updates:,} updates{scored}")
-    checkpoint.unlink(missing_ok=True)
+    for file in (checkpoint, *set_aside(checkpoint)):
+        file.unlink(missing_ok=True)
 
 
 def _run(cfg: Pretrain, trainer: Trainer, checkpoint: Path, models: list[Path]) -> None:

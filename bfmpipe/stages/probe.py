@@ -71,7 +71,7 @@ def probe(cfg: Probe, *, model: Path, dataset: Path, latents: Path, scores: Path
     rng = np.random.default_rng(cfg.seed)
     rows = rng.choice(data.index, min(cfg.latents, len(data.index)), replace=False) + 1
     z = project_z(pretrained.model.phi(torch.from_numpy(data.obs[rows])))
-    w = read_latents(latents, tasks, pretrained.model.z_dim).w
+    w = read_latents(latents, tasks, pretrained).w
 
     evaluation_starts = start_states(domain, cfg.evaluation)
     selection_starts = domain.start_states(cfg.episodes, rng)

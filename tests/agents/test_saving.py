@@ -1,12 +1,14 @@
 """Models and tensors on disk: the same back, the same bytes, one sentence where damaged."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from bfmpipe.agents import fb, load_model, load_tensors, save_model, save_tensors
+from bfmpipe.files import file_digest
 from bfmpipe.types import UserError
 
 TENSORS = {
@@ -160,6 +162,106 @@ def test_a_config_that_describes_no_model_is_refused(model_copy, content):
     path.write_bytes(content.encode("latin1"))
     said = one_sentence(lambda: load_model(model_copy), path)
     assert "not the description of a bfmpipe model" in said
+
+
+NESTED = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"agent": 3}, "not the description of a bfmpipe model: agent: 3 is a number, not text"),
+        ({"agent": {}}, "not the description of a bfmpipe model: agent: {} is a mapping, not text"),
+        ({"domain": 5}, "not the description of a bfmpipe model: domain: 5 is a number, not text"),
+        ({"domain_settings": []}, "domain_settings: [] is a list, not a mapping"),
+        ({"obs_dim": -1}, "obs_dim: -1 should be greater than or equal to 1"),
+        ({"obs_dim": 4.7}, "obs_dim: 4.7 is not a whole number"),
+        ({"action_dim": "2"}, "action_dim: '2' is text, not a whole number"),
+        ({"action_dim": True}, "action_dim: true is a truth value, not a whole number"),
+        ({"obs_dim": 10**30}, "no network can have the sizes that it names"),
+        ({"config": 3}, "config: 3 is a number, not a mapping"),
+        ({"weights_sha256": 3}, "weights_sha256: 3 is a number, not text"),
+    ],
+)
+def test_an_entry_that_no_model_has_is_named_with_its_file(edit_card, changed, said):
+    directory = edit_card(**changed)
+    path = directory / "config.json"
+    found = one_sentence(lambda: load_model(directory), path)
+    assert found.startswith(f"{path}: ")
+    assert said in found
+
+
+@pytest.mark.parametrize("nested", [NESTED, f'{{"config": {NESTED}}}', '{"config":' * 900 + "3"])
+def test_a_config_nested_too_deeply_is_refused(model_copy, nested):
+    path = model_copy / "config.json"
+    path.write_text(nested + "}" * nested.count("{"))
+    said = one_sentence(lambda: load_model(model_copy), path)
+    assert "not the description of a bfmpipe model" in said
+
+
+def test_an_empty_agent_is_named(model_copy):
+    path = model_copy / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "agent": None}))
+    assert "agent is empty, not text" in one_sentence(lambda: load_model(model_copy), path)
+
+
+def test_a_config_that_is_a_directory_is_one_sentence(model_copy):
+    path = model_copy / "config.json"
+    path.unlink()
+    path.mkdir()
+    said = one_sentence(lambda: load_model(model_copy), path)
+    assert said == f"{path}: cannot be read: Is a directory"
+
+
+def test_an_entry_that_an_observation_has_not_is_named_with_the_file(edit_card, tiny):
+    settings = json.loads((tiny.model / "config.json").read_text())["config"]
+    directory = edit_card(config={**settings, "wave_obs": [9]})
+    path = directory / "config.json"
+    said = one_sentence(lambda: load_model(directory), path)
+    assert said == (
+        f"{path}: config: wave_obs is [9]; an observation has 4 entries, numbered 0 to 3"
+    )
+
+
+@pytest.fixture
+def other(model, tmp_path):
+    """A model of the same shapes as `model`, in a directory beside it."""
+    save_model(tmp_path / "one", model, CARD)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.add_(1)
+    save_model(tmp_path / "other", model, CARD)
+    return tmp_path / "other"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_files_of_two_models_are_refused(other, name):
+    one = other.with_name("one")
+    (one / name).write_bytes((other / name).read_bytes())
+    path = one / "model.safetensors"
+    said = one_sentence(lambda: load_model(one), path)
+    assert said == (
+        f"{path}: is of another model than config.json beside it, which names weights of another "
+        "digest; the two files of a model go together"
+    )
+    load_model(other)
+
+
+def test_a_model_that_does_not_say_its_digest_is_loaded(other):
+    # as earlier versions saved it
+    path = other / "config.json"
+    card = json.loads(path.read_text())
+    assert card.pop("weights_sha256") == file_digest(other / "model.safetensors")
+    path.write_text(json.dumps(card))
+    load_model(other)
+
+
+def test_the_weights_are_written_first(model, tmp_path, monkeypatch):
+    # or a save that is killed between the two would leave a description of other weights
+    monkeypatch.setattr(Path, "write_text", None)  # only config.json is text
+    with pytest.raises(TypeError):
+        save_model(tmp_path, model, CARD)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 def test_an_unknown_agent_is_named_with_its_file(edit_card):

@@ -9,7 +9,7 @@ import torch
 
 from bfmpipe.agents import fb
 from bfmpipe.agents.learner import Learner
-from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig, divergence
+from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig, divergence, set_aside
 from bfmpipe.config import parse
 from bfmpipe.data import transitions
 from bfmpipe.data.tables import Provenance
@@ -147,21 +147,38 @@ def test_a_training_killed_again_and_again_ends_in_the_same_bits(straight, check
 
 
 @pytest.mark.parametrize(
-    "identity",
+    ("identity", "said"),
     [
-        {**IDENTITY, "settings": {"seed": 1}},
-        {**IDENTITY, "code": "other"},
-        {**IDENTITY, "dataset": "other"},
-        {},
+        ({**IDENTITY, "settings": {"seed": 1}}, "settings.seed was 1 and is 0"),
+        ({**IDENTITY, "code": "other"}, "code was 'other' and is 'c0de'"),
+        ({**IDENTITY, "threads": 4}, "threads was 4 and is None"),
+        ({**IDENTITY, "threads": None}, "its identity"),
+        ({}, "code was None and is 'c0de' and 2 more"),
     ],
 )
-def test_a_checkpoint_of_another_training_is_ignored(straight, checkpoint, identity):
+def test_a_checkpoint_of_another_training_is_named_and_set_aside(
+    straight, checkpoint, identity, said, capsys
+):
     interrupted(checkpoint, identity=identity)
+    kept = checkpoint.read_bytes()
+    capsys.readouterr()
     steps = []
     afresh = trainer()
     afresh.run(checkpoint, steps.append)
     assert steps[0] == 0
     assert_same(afresh, straight)
+    aside = checkpoint.with_name("checkpoint.20-updates.safetensors")
+    assert set_aside(checkpoint) == [aside]
+    assert aside.read_bytes() == kept
+    assert capsys.readouterr().err == (
+        f"warning: {checkpoint}: a checkpoint of another training: {said}; it is kept as "
+        f"{aside.name} until this one, which begins anew, is finished\n"
+    )
+    # renamed back, it is what it was
+    aside.replace(checkpoint)
+    other = trainer(identity=identity)
+    other.run(checkpoint, steps.append)
+    assert steps[-3:] == [20, 5, 5]
 
 
 def test_a_training_that_breaks_down_names_no_checkpoint_of_another(checkpoint):
@@ -287,6 +304,23 @@ def test_weights_that_are_no_numbers_are_not_kept(checkpoint, last):
         broken.run(checkpoint, poison)
     said = str(caught.value)
     assert f"not finite after update {last}: tensor 'model.policy.map.out.bias'; " in said
+    assert checkpoint.exists() == (last == 30)
+
+
+@pytest.mark.parametrize("last", [20, 30])
+def test_moments_that_have_overflowed_are_not_kept(checkpoint, last):
+    # Adam's steps are zero from then on: no loss and no weight ever shows them
+    broken = trainer()
+
+    def poison(_):
+        if broken.done == last:
+            state, *_others = broken.learner.optimisers["actor"].state.values()
+            state["exp_avg_sq"][:] = math.inf
+
+    with pytest.raises(UserError) as caught:
+        broken.run(checkpoint, poison)
+    said = str(caught.value)
+    assert f"not finite after update {last}: tensor 'optimiser/actor/0/exp_avg_sq'; " in said
     assert checkpoint.exists() == (last == 30)
 
 
@@ -458,6 +492,18 @@ def test_each_seed_has_an_alarm_of_its_own():
     ]
     assert two.diverged_at(0) is None
     assert two.diverged_at(1) is not None
+
+
+def test_the_alarm_is_silent_before_the_loss_has_fallen():
+    # it first climbs for a few rows, as losses of fresh targets do
+    loss = [0.0] * 10 + [1.0] * 2 + np.linspace(-5, -40, 40).tolist()
+    assert rings(loss, list(range(len(loss)))) is None
+
+
+def test_the_alarm_is_silent_where_the_loss_only_swings():
+    # within ten rows it is up and down again
+    loss = np.concatenate([FALLING, -10 + 5 * np.sin(np.arange(60) * 2 * np.pi / 10)])
+    assert rings(loss.tolist(), np.linspace(0, 50, 120).tolist()) is None
 
 
 def test_a_wider_margin_rings_later():

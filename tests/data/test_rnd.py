@@ -318,6 +318,28 @@ def test_the_rounds_of_another_exploration_are_not_continued(straight, tiny, tmp
     assert run(tiny, path) == straight[0]
 
 
+@pytest.mark.parametrize("name", ["from-episode-000000", "from-episode-000004", "state"])
+@pytest.mark.parametrize("keep", [None, 100])
+def test_damaged_or_missing_rounds_are_explored_anew(
+    straight, tiny, tmp_path, monkeypatch, capsys, name, keep
+):
+    path = tmp_path / "data.parquet"
+    interrupted(tiny, path, monkeypatch, 45)
+    file = tmp_path / ".data.parquet.rounds" / f"{name}.safetensors"
+    content = file.read_bytes()
+    file.unlink()
+    if keep:
+        file.write_bytes(content[:keep])
+    capsys.readouterr()
+    assert run(tiny, path) == straight[0]
+    assert [file.name for file in tmp_path.iterdir()] == ["data.parquet"]
+    said = capsys.readouterr().err
+    if (name, keep) != ("state", None):  # without a state nothing is known to have begun
+        assert f"warning: {file}: " in said
+        assert "; exploration begins anew\n" in said
+        assert "delete" not in said
+
+
 def test_persistent_random_takes_rounds_too(tiny, tmp_path):
     explorer = {"name": "persistent-random", "settings": {"environments": 4}}
     settings = tiny.settings("collect", explorer=explorer, episodes=10)

@@ -75,6 +75,13 @@ def test_a_longer_transition_never_crosses_an_episode_boundary_either(data, stri
     assert data.index_of(stride).tolist() == rows
 
 
+@pytest.mark.parametrize(
+    ("stride", "rows"), [(1, [3, 3, 3, 7, 7]), (2, [3, 3, 7]), (3, [3]), (4, []), (9, [])]
+)
+def test_the_last_row_of_an_episode_goes_with_each_transition(data, stride, rows):
+    assert data.last_of(stride).tolist() == rows
+
+
 def test_a_data_set_without_rows_has_no_transitions(data, path):
     empty = replace(data, **{name: getattr(data, name)[:0] for name in COLUMNS})
     transitions.write(path, empty, ORIGIN)
@@ -104,6 +111,21 @@ def test_bad_rows_are_named(data, path, column, row, value, said):
     with pytest.raises(UserError) as caught:
         transitions.read(path)
     assert str(caught.value).startswith(f"{path}: {said}")
+
+
+def test_a_number_that_two_episodes_have_is_refused(data, path):
+    # a longer transition would lead from the one into the other
+    episode = np.repeat(np.array([4, 1, 4], np.int32), LENGTHS)
+    transitions.write(path, replace(data, episode=episode), ORIGIN)
+    with pytest.raises(UserError) as caught:
+        transitions.read(path)
+    assert str(caught.value) == (
+        f"{path}: episode 4 begins a second time in row 5; an episode's rows must stand together, "
+        "and each episode needs a number of its own"
+    )
+    unsorted = np.repeat(np.array([4, 1, 0], np.int32), LENGTHS)
+    transitions.write(path, replace(data, episode=unsorted), ORIGIN)
+    assert transitions.read(path).index.tolist() == [0, 1, 2, 5, 6]
 
 
 def test_swapped_rows_are_refused(data, path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from bfmpipe import api
+from bfmpipe.agents import fb, save_model
 from bfmpipe.config import load_yaml
 from bfmpipe.data.tables import read_table
 from bfmpipe.experiment import check
@@ -55,6 +57,24 @@ def test_all_samples_give_the_mean_over_the_whole_data_set(tiny, tmp_path):
     features = pretrained.model.phi(torch.from_numpy(data.obs[data.index + 1])).numpy()
     expected = (features.astype(np.float64) * reward[:, None]).mean(0)
     np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_model_of_longer_transitions_is_asked_about_the_states_they_lead_to(tiny, edit_card):
+    card = json.loads((tiny.model / "config.json").read_text())
+    pretrained = api.load(edit_card(config={**card["config"], "stride": 3}))
+    data = api.read_transitions(tiny.dataset)
+    (task,) = tasks_of(tiny, ["reach_top_left"])
+    found = api.infer(pretrained, [task], data, inference=Inference(samples=10**6)).w[0]
+    total, rows = np.zeros(Z_DIM), 0
+    for row in range(len(data.step)):
+        if data.step[row] < 3:  # no transition leads here
+            continue
+        # the reward counts the action that led there
+        (reward,) = pretrained.domain.relabel(task, data.physics[[row]], data.action[[row - 1]])
+        total += reward * pretrained.model.phi(torch.from_numpy(data.obs[[row]]))[0].numpy()
+        rows += 1
+    assert rows == tiny.episodes * (tiny.episode_steps - 2)
+    np.testing.assert_allclose(found, total / rows, rtol=1e-4, atol=1e-7)
 
 
 def test_a_seed_decides_every_byte(tiny, tmp_path):
@@ -159,15 +179,45 @@ def tasks_of(tiny, names, family="reach"):
     return api.load(tiny.model).domain.tasks(family, names, {"target_size": 0.1})
 
 
-def test_latents_of_another_model_are_refused(tiny):
+def test_latents_of_another_length_are_refused(tiny):
+    model = fb.Model(fb.Config(z_dim=Z_DIM + 1, hidden_dim=4, backward_hidden_dim=4), 4, 2)
+    wider = replace(api.load(tiny.model), model=model)
     with pytest.raises(UserError, match="column 'w' must hold 7 finite numbers a task"):
-        read_latents(tiny.latents, tasks_of(tiny, ["reach_top_left"]), Z_DIM + 1)
+        read_latents(tiny.latents, tasks_of(tiny, ["reach_top_left"]), replace(wider, card={}))
+
+
+def test_latents_of_another_model_are_refused(tiny, tmp_path):
+    pretrained = api.load(tiny.model)
+    with torch.no_grad():
+        for weights in pretrained.model.parameters():
+            weights.mul_(1.1)
+    save_model(tmp_path, pretrained.model, pretrained.card)
+    other, tasks = api.load(tmp_path), tasks_of(tiny, ["reach_top_left"])
+    with pytest.raises(UserError) as caught:
+        read_latents(tiny.latents, tasks, other)
+    assert str(caught.value) == (
+        f"{tiny.latents}: latents of a model of other weights; run the stage infer again"
+    )
+    _, origin = read_table(tiny.latents, "latents")
+    digest = api.load(tiny.model).card["weights_sha256"]
+    assert origin.source == {"weights_sha256": digest}
+    # a model of an earlier version does not say its digest
+    card = {name: value for name, value in other.card.items() if name != "weights_sha256"}
+    read_latents(tiny.latents, tasks, replace(other, card=card))
+
+
+def test_latents_of_a_model_that_does_not_say_its_digest_say_none(tiny, edit_card, tmp_path):
+    latents = tmp_path / "latents.parquet"
+    model = edit_card(weights_sha256=None)
+    tiny.run("infer", model=model, dataset=tiny.dataset, latents=latents)
+    assert read_table(latents, "latents")[1].source == {}
+    read_latents(latents, tasks_of(tiny, ["reach_top_left"]), api.load(tiny.model))
 
 
 def test_latents_are_read_by_name_not_by_row(tiny):
     columns, _ = read_table(tiny.latents, "latents")
     tasks = tasks_of(tiny, ["reach_bottom_right", "reach_top_left"])
-    latent = read_latents(tiny.latents, tasks, Z_DIM)
+    latent = read_latents(tiny.latents, tasks, api.load(tiny.model))
     np.testing.assert_array_equal(latent.w, columns["w"][::-1])
     np.testing.assert_array_equal(latent.z, columns["z"][::-1])
 
@@ -175,5 +225,5 @@ def test_latents_are_read_by_name_not_by_row(tiny):
 @pytest.mark.parametrize(("name", "family"), [("reach_top_right", "reach"), ("reach_top_left", "")])
 def test_a_task_without_a_latent_is_named(tiny, name, family):
     with pytest.raises(UserError) as caught:
-        read_latents(tiny.latents, tasks_of(tiny, [name], family), Z_DIM)
+        read_latents(tiny.latents, tasks_of(tiny, [name], family), api.load(tiny.model))
     assert f"{tiny.latents}: no latent of task {family}/{name}" in str(caught.value)

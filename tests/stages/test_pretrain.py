@@ -14,14 +14,17 @@ import torch
 
 import bfmpipe
 from bfmpipe.adaptation.protocol import Evaluation, start_states
-from bfmpipe.agents import event_files, load_model, load_tensors
+from bfmpipe.agents import event_files, hilp, load_model, load_tensors
 from bfmpipe.agents.learner import Learner
+from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig
+from bfmpipe.config import parse
 from bfmpipe.data import transitions
 from bfmpipe.data.tables import Provenance, read_table
+from bfmpipe.envs import make_domain
 from bfmpipe.files import file_digest
 from bfmpipe.inference.reward import Inference
 from bfmpipe.metrics.correlation import rank_correlation
-from bfmpipe.stages.pretrain import Watch, spectrum_of
+from bfmpipe.stages.pretrain import Pretrain, Watch, spectrum_of
 from bfmpipe.types import UserError
 
 MODEL = ("model/config.json", "model/model.safetensors")
@@ -115,9 +118,11 @@ def test_rows_shorter_than_the_interval_of_the_actor_are_whole(tiny, tmp_path):
     assert np.isfinite(columns["q"]).all()
 
 
-def test_a_training_that_breaks_down_resumes_from_its_checkpoint(tiny, tmp_path):
-    # at such a rate float32 overflows a few updates after the first checkpoint
-    wild = {**tiny.agent, "settings": {**tiny.agent["settings"], "learning_rate": 1e8}}
+@pytest.mark.parametrize("rate", [1e6, 1e8])
+def test_a_training_that_breaks_down_resumes_from_its_checkpoint(tiny, tmp_path, rate):
+    # at such a rate float32 overflows a few updates after the first checkpoint, or only Adam's
+    # second moments do, and nothing would move any more
+    wild = {**tiny.agent, "settings": {**tiny.agent["settings"], "learning_rate": rate}}
     trainer = {"updates": 40, "checkpoint_every": 1, "log_every": 1}
     with pytest.raises(
         UserError, match=r"training broke down: '.*' is (nan|inf|-inf) at update|not finite"
@@ -129,6 +134,32 @@ def test_a_training_that_breaks_down_resumes_from_its_checkpoint(tiny, tmp_path)
     assert header["identity"]["dataset"] == file_digest(tiny.dataset)
     json.dumps(header["losses"], allow_nan=False)  # the last good state
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+def test_a_checkpoint_of_other_settings_is_set_aside_until_training_has_finished(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    update = Learner.update
+
+    def until_30(self, *arguments, **settings):
+        if self.step == 30:
+            raise KeyboardInterrupt
+        return update(self, *arguments, **settings)
+
+    trainer = {**tiny.settings("pretrain")["trainer"], "decay_fraction": 0.5}
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "update", until_30)
+        for settings in (trainer, {**trainer, "decay_fraction": 0.25}):
+            with pytest.raises(KeyboardInterrupt):
+                train(tiny, tmp_path, trainer=settings)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        ".model.checkpoint.safetensors",
+        ".model.checkpoint.20-updates.safetensors",
+    }
+    said = capsys.readouterr().err
+    assert "settings.trainer.decay_fraction was 0.5 and is 0.25; it is kept as .model" in said
+    train(tiny, tmp_path)
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")} == {"model", *FILES}
 
 
 @pytest.mark.parametrize(
@@ -178,6 +209,15 @@ def test_data_of_another_domain_are_refused(tiny, tmp_path, domain, settings, sa
             {"agent": {"name": "fb", "settings": {"batch": 601}}},
             "the data set has 600 transitions, fewer than one batch of 601",
         ),
+        (
+            {"agent": {"name": "fb", "settings": {"batch": 541, "stride": 3}}},
+            "the data set has 540 stretches of 3 steps, fewer than one batch of 541; collect more",
+        ),
+        (
+            {"agent": {"name": "fb", "settings": {"stride": 21}}},
+            "data.parquet: no episode is long enough for a transition of 21 steps (the agent's "
+            "stride): the longest has 20; set a smaller stride or collect longer episodes",
+        ),
     ],
 )
 def test_bad_settings_are_refused_and_nothing_is_written(tiny, tmp_path, changed, said):
@@ -185,6 +225,161 @@ def test_bad_settings_are_refused_and_nothing_is_written(tiny, tmp_path, changed
         train(tiny, tmp_path, **changed)
     assert said in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+@pytest.mark.filterwarnings("error")
+def test_a_data_set_without_transitions_is_one_sentence(tiny, tmp_path, rows):
+    data = transitions.read(tiny.dataset)
+    columns = ("episode", "step", "obs", "action", "physics")
+    short = replace(data, **{name: getattr(data, name)[:rows] for name in columns})
+    _, origin = read_table(tiny.dataset, "transitions")
+    transitions.write(tmp_path / "data.parquet", short, origin)
+    with pytest.raises(UserError) as caught:
+        train(tiny, tmp_path, dataset=tmp_path / "data.parquet")
+    assert str(caught.value).startswith(
+        f"{tmp_path / 'data.parquet'}: no episode is long enough for a transition of 1 steps"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["data.parquet"]
+
+
+# transitions of several steps
+
+
+STRIDE = 3
+LENGTHS = (9, 2, 14, 21)  # rows an episode
+
+
+@pytest.fixture(scope="module")
+def uneven(tiny, tmp_path_factory):
+    """The tiny data, cut to episodes of several lengths."""
+    data = transitions.read(tiny.dataset)
+    starts = (tiny.episode_steps + 1) * np.arange(len(LENGTHS))
+    rows = np.concatenate([s + np.arange(n) for s, n in zip(starts, LENGTHS, strict=True)])
+    columns = ("episode", "step", "obs", "action", "physics")
+    cut = replace(data, **{name: getattr(data, name)[rows] for name in columns})
+    _, origin = read_table(tiny.dataset, "transitions")
+    path = tmp_path_factory.mktemp("uneven") / "data.parquet"
+    transitions.write(path, cut, origin)
+    return path
+
+
+def seen_in_training(monkeypatch, *arguments, **settings):
+    """Train, and what the learner was given: a list of batches an update, one a seed."""
+    seen = []
+    update = Learner.update
+
+    def watched(self, batches, **given):
+        seen.append(batches)
+        return update(self, batches, **given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "update", watched)
+        train(*arguments, **settings)
+    return seen
+
+
+def strided(name, **settings):
+    common = {"z_dim": 6, "architecture": "concatenated", "hidden_dim": 16, "batch": 16}
+    return {"name": name, "settings": {**common, "stride": STRIDE, **settings}}
+
+
+def test_a_stride_trains_what_a_trainer_made_by_hand_trains(tiny, tmp_path, uneven):
+    agent, seed = strided("hilp", feature_hidden_dim=8), 1
+    trainer = {"updates": 6, "checkpoint_every": 6, "log_every": 2}
+    train(tiny, tmp_path, dataset=uneven, agent=agent, trainer=trainer, seeds=[seed])
+
+    data = transitions.read(uneven)
+    obs, action = (torch.from_numpy(np.asarray(x)) for x in (data.obs, data.action))
+    index, last, first = [], [], 0
+    for length in LENGTHS:
+        end = first + length - 1
+        index += range(first, end - STRIDE + 1)
+        last += [end] * max(0, length - STRIDE)
+        first = end + 1
+    torch.manual_seed(seed)
+    by_hand = hilp.Agent(parse(hilp.Config, agent["settings"], "hilp"), 4, 2)
+    by_hand.model.obs_mean.copy_(obs.mean(0))
+    by_hand.model.obs_std.copy_(obs.std(0))
+    config = parse(TrainerConfig, trainer, "trainer")
+    learner = Learner([by_hand], [torch.Generator().manual_seed(seed)], config)
+    rows = Data(obs, action, torch.tensor(index), STRIDE, torch.tensor(last))
+    Trainer(learner, rows, config, {}).run(tmp_path / "checkpoint.safetensors")
+
+    model, _ = load_model(tmp_path / "model")
+    expected = by_hand.model.state_dict()
+    assert [n for n, t in model.state_dict().items() if not torch.equal(t, expected[n])] == []
+    # what it is looked at on are the states that training led to
+    phi = model.phi(obs[torch.tensor(index) + STRIDE]).double().numpy()
+    eigenvalues = np.linalg.svd(phi, compute_uv=False) ** 2 / len(phi)
+    found = spectrum(tmp_path)["eigenvalues"][-1]
+    np.testing.assert_allclose(found, eigenvalues, rtol=1e-5, atol=1e-9)
+
+
+def test_transitions_of_several_steps_stay_in_their_episodes(tiny, tmp_path, uneven, monkeypatch):
+    data = transitions.read(uneven)
+    obs = np.asarray(data.obs)
+    row = {tuple(x): i for i, x in enumerate(obs.tolist())}
+    assert len(row) == len(obs)
+
+    def rows(x):
+        return np.array([row[tuple(one)] for one in x.tolist()])
+
+    agent = strided("hilp", feature_hidden_dim=8)
+    seen = seen_in_training(monkeypatch, tiny, tmp_path, dataset=uneven, agent=agent)
+    (batches,) = zip(*seen, strict=True)
+    now, then, later = (
+        np.concatenate([rows(getattr(batch, name)) for batch in batches])
+        for name in ("obs", "next_obs", "future")
+    )
+    assert set(now) == set(data.index_of(STRIDE))
+    np.testing.assert_array_equal(then, now + STRIDE)
+    np.testing.assert_array_equal(data.episode[then], data.episode[now])
+    np.testing.assert_array_equal(data.episode[later], data.episode[now])
+    assert (later >= then).all()
+    assert (later > then).any()
+    action = np.concatenate([batch.action for batch in batches])
+    expected = np.stack([np.asarray(data.action[now + i]) for i in range(STRIDE)]).mean(0)
+    np.testing.assert_allclose(action, expected, atol=1e-6)
+
+
+def test_tasks_are_inferred_from_the_states_that_a_stride_leads_to(tiny, uneven):
+    data = transitions.read(uneven)
+    domain = make_domain(tiny.domain["name"], tiny.domain["settings"])
+    cfg = parse(Pretrain, tiny.settings("pretrain", agent=strided("fb")), "pretrain")
+    tasks = cfg.tasks.tasks(domain)
+    reached = data.index_of(STRIDE) + STRIDE
+    watch = Watch.of(cfg, 0, domain, tasks, data, reached)
+    reached = [i for i in range(len(data.step)) if data.step[i] >= STRIDE]
+    np.testing.assert_array_equal(watch.obs, data.obs[reached])
+    np.testing.assert_array_equal(watch.states, data.obs[reached])
+    for i, task in enumerate(tasks):
+        # a target's reward counts the action that led there
+        expected = [domain.relabel(task, data.physics[[r]], data.action[[r - 1]]) for r in reached]
+        np.testing.assert_allclose(watch.reward[i], np.concatenate(expected))
+
+
+def test_every_seed_draws_batches_of_its_own(tiny, tmp_path, monkeypatch):
+    trainer = {"updates": 2, "checkpoint_every": 2, "log_every": 2}
+    places = [tmp_path / "seed0", tmp_path / "seed1"]
+    seen = seen_in_training(monkeypatch, tiny, *places, seeds=[0, 1], trainer=trainer)
+    for one, two in seen:
+        assert not torch.equal(one.obs, two.obs)
+    alone = seen_in_training(monkeypatch, tiny, tmp_path / "alone", seeds=[1], trainer=trainer)
+    for (one,), (_, two) in zip(alone, seen, strict=True):
+        assert torch.equal(one.obs, two.obs)
+
+
+def test_an_entry_that_never_moves_trains_no_nan(tiny, tmp_path):
+    data = transitions.read(tiny.dataset)
+    obs = np.array(data.obs)
+    obs[:, 2] = 0.5
+    _, origin = read_table(tiny.dataset, "transitions")
+    transitions.write(tmp_path / "data.parquet", replace(data, obs=obs), origin)
+    train(tiny, tmp_path, dataset=tmp_path / "data.parquet")
+    model, _ = load_model(tmp_path / "model")
+    assert model.obs_std[2] == pytest.approx(1e-6)
+    assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
 
 
 # evaluations while it trains
