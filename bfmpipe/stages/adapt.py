@@ -14,7 +14,7 @@ from bfmpipe.config import Config
 from bfmpipe.data.tables import write_table
 from bfmpipe.envs.domain import Task
 from bfmpipe.progress import progress
-from bfmpipe.stages.infer import read_latents
+from bfmpipe.stages.infer import read_latents, read_model
 from bfmpipe.stages.sections import Families, Plugin, provenance
 from bfmpipe.types import UserError
 
@@ -58,7 +58,7 @@ def adapt(
         if len(paths) != len(cfg.seeds):
             raise UserError(f"{len(paths)} paths of {name} for {len(cfg.seeds)} seeds; one each")
     label = cfg.label or cfg.method.name
-    pretrained = [api.load(directory) for directory in model]
+    pretrained = [read_model(directory, cfg.domain, cfg.agent) for directory in model]
     domain = pretrained[0].domain
     tasks = cfg.tasks.tasks(domain)
     evaluations = api.adapt_together(

@@ -15,7 +15,7 @@ from bfmpipe.config import Config
 from bfmpipe.data.tables import write_table
 from bfmpipe.data.transitions import check_domain
 from bfmpipe.envs.batched import threads
-from bfmpipe.stages.infer import read_latents
+from bfmpipe.stages.infer import read_latents, read_model
 from bfmpipe.stages.sections import Families, provenance
 
 
@@ -41,7 +41,7 @@ _SCHEMA = pa.schema(
 
 def diagnose(cfg: Diagnose, *, model: Path, dataset: Path, latents: Path, diagnosis: Path) -> None:
     """Diagnose every task of a domain for one model."""
-    pretrained = api.load(model)
+    pretrained = read_model(model, cfg.domain, cfg.agent)
     domain = pretrained.domain
     tasks = cfg.tasks.tasks(domain)
     data = api.read_transitions(dataset)

@@ -33,7 +33,7 @@ class Infer(Config):
 
 def infer(cfg: Infer, *, model: Path, dataset: Path, latents: Path) -> None:
     """Infer w and z of every task from its rewards on a sample of the data set."""
-    pretrained = api.load(model)
+    pretrained = read_model(model, cfg.domain, cfg.agent)
     tasks = cfg.tasks.tasks(pretrained.domain)
     data = api.read_transitions(dataset)
     latent = api.infer(pretrained, tasks, data, inference=cfg.inference, seed=cfg.seed)
@@ -56,6 +56,24 @@ def infer(cfg: Infer, *, model: Path, dataset: Path, latents: Path) -> None:
     source = {name: pretrained.card[name] for name in (_DIGEST,) if name in pretrained.card}
     write_table(latents, shape, columns, replace(origin, source=source))
     print(f"{latents}: {len(tasks)} tasks")
+
+
+def read_model(directory: Path, domain: str, agent: str) -> api.Pretrained:
+    """The model that a job is about.
+
+    Raises:
+        UserError: for what `api.load` refuses, and for a model of another domain or agent.
+    """
+    pretrained = api.load(directory)
+    for name, expected, found in (
+        ("domain", domain, pretrained.domain.name),
+        ("agent", agent, pretrained.card["agent"]),
+    ):
+        if found != expected:
+            raise UserError(
+                f"{directory}: the model's {name} is {found}, but the settings say {expected}"
+            )
+    return pretrained
 
 
 def read_latents(path: Path, tasks: list[Task], pretrained: api.Pretrained) -> Latent:

@@ -27,7 +27,7 @@ from bfmpipe.envs.batched import BatchedEnv, threads
 from bfmpipe.envs.domain import Task
 from bfmpipe.inference.ranking import latent_values
 from bfmpipe.networks import project_z
-from bfmpipe.stages.infer import read_latents
+from bfmpipe.stages.infer import read_latents, read_model
 from bfmpipe.stages.sections import Families, provenance
 from bfmpipe.types import Array
 
@@ -63,7 +63,7 @@ _SCHEMA = pa.schema(
 @torch.no_grad()
 def probe(cfg: Probe, *, model: Path, dataset: Path, latents: Path, scores: Path) -> None:
     """Score the random policy, many data-derived latents, and the best of them, played and not."""
-    pretrained = api.load(model)
+    pretrained = read_model(model, cfg.domain, cfg.agent)
     domain = pretrained.domain
     tasks = cfg.tasks.tasks(domain)
     data = api.read_transitions(dataset, ("obs",))

@@ -77,6 +77,36 @@ def test_a_model_of_longer_transitions_is_asked_about_the_states_they_lead_to(ti
     np.testing.assert_allclose(found, total / rows, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("stage", ["infer", "probe", "diagnose", "adapt"])
+@pytest.mark.parametrize(
+    ("name", "other", "said"),
+    [
+        ("domain", "walker", "the model's domain is point_mass_maze, but the settings say walker"),
+        ("agent", "hilp", "the model's agent is fb, but the settings say hilp"),
+    ],
+)
+def test_a_model_of_something_else_is_refused(tiny, tmp_path, stage, name, other, said):
+    settings = tiny.settings(
+        stage, **({"method": {"name": "lola", "settings": {}}} if stage == "adapt" else {})
+    )
+    files = {
+        "infer": {"latents": tmp_path / "out"},
+        "probe": {"latents": tiny.latents, "scores": tmp_path / "out"},
+        "diagnose": {"latents": tiny.latents, "diagnosis": tmp_path / "out"},
+        "adapt": {
+            "latents": [tiny.latents],
+            "curves": [tmp_path / "out"],
+            "trajectories": [tmp_path / "paths"],
+        },
+    }[stage]
+    model = [tiny.model] if stage == "adapt" else tiny.model
+    with pytest.raises(UserError, match=said):
+        tiny.run(
+            stage, settings={**settings, name: other}, model=model, dataset=tiny.dataset, **files
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_seed_decides_every_byte(tiny, tmp_path):
     again = infer(tiny, tmp_path / "again.parquet")
     assert (tmp_path / "again.parquet").read_bytes() == tiny.latents.read_bytes()
