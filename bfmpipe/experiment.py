@@ -3,7 +3,6 @@
 The Snakefile asks for one stage's settings at a time, so that a change elsewhere reruns nothing.
 """
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ from bfmpipe.adaptation.diagnosis import DiagnosisConfig
 from bfmpipe.adaptation.protocol import Evaluation
 from bfmpipe.agents.trainer import TrainerConfig
 from bfmpipe.config import Config, canonical, load_yaml, parse
+from bfmpipe.data import exorl, transitions
+from bfmpipe.data.tables import open_table
 from bfmpipe.envs import make_domain
 from bfmpipe.envs import tasks as own_tasks
 from bfmpipe.envs.domain import Domain
@@ -132,17 +133,21 @@ class Experiment(Config):
         return digest(stage, {kind: plugin for kind, plugin in used.items() if plugin})
 
     def source(self, domain: str) -> str:
-        """Names, sizes and times of the files that a data set is imported from, as a digest.
+        """The fingerprint of the files that a data set is imported from; "" where it is explored.
 
-        Empty where it is explored instead, or where there are none.
+        Of files that are gone since the import, it is that of the data set that came of them.
         """
         path = self.collect.settings.get("path")
-        if not isinstance(path, str):
+        if self.collect.explorer != "exorl" or not isinstance(path, str):
             return ""
-        place = Path(path.replace("{domain}", domain)).expanduser()
-        files = [place] if place.is_file() else sorted(place.rglob("*.npz"))
-        stats = [(str(f), (s := f.stat()).st_size, s.st_mtime_ns) for f in files]
-        return hashlib.sha256(repr(stats).encode()).hexdigest()[:16] if files else ""
+        if found := exorl.fingerprint(path, domain):
+            return found
+        try:
+            file, origin = open_table(Path(self.results, domain, "data.parquet"), transitions.KIND)
+        except UserError:
+            return ""
+        file.close()
+        return str(origin.source.get("fingerprint", ""))
 
     def _collect(self, domain: str, *_: object) -> Mapping[str, Any]:
         section = self.collect

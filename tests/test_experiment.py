@@ -7,11 +7,14 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from bfmpipe import code, experiment, plugins
 from bfmpipe.cli import NAMES
 from bfmpipe.config import load_yaml, parse
+from bfmpipe.data import transitions
+from bfmpipe.data.tables import Provenance, write_table
 from bfmpipe.types import UserError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -186,6 +189,17 @@ def test_a_change_of_imported_files_is_seen(smoke, tmp_path):
         seen.append(exp.source("point_mass_maze"))
     assert len(set(seen[:-1])) == 4
     assert seen[-1] == seen[-2]
+    (folder / "a.npz").touch()
+    assert exp.source("point_mass_maze") == seen[-1]
+
+
+def test_imported_files_may_go(smoke, tmp_path):
+    imported = Provenance(transitions.KIND, {}, "code", source={"fingerprint": "f1"})
+    results = tmp_path / "results"
+    write_table(results / "point_mass_maze" / "data.parquet", pa.schema([]), {}, imported)
+    smoke["collect"] = {"explorer": "exorl", "settings": {"path": str(tmp_path / "gone.zip")}}
+    exp = experiment.check(smoke, "smoke.yaml").model_copy(update={"results": str(results)})
+    assert exp.source("point_mass_maze") == "f1"
 
 
 @pytest.mark.parametrize("method", ["lola", "lola-short"])

@@ -66,7 +66,7 @@ class Explorer:
     def __init__(self, config: Config, domain: DomainLike) -> None:
         self.config = config
         self.domain = domain
-        self.path = Path(config.path.replace("{domain}", domain.name)).expanduser()
+        self.path = _path(config.path, domain.name)
         expected = _PHYSICS_STEPS.get(domain.name)
         if expected and domain.config.physics_steps != expected:
             raise UserError(
@@ -77,6 +77,7 @@ class Explorer:
         self.skipped = 0
         self._reasons: list[dict[str, str]] = []
         self._taken, self._bytes, self._digest = 0, 0, hashlib.sha256()
+        self._fingerprint = fingerprint(config.path, domain.name)
         self._files = _Zip(self.path) if self.path.is_file() else _Directory(self.path)
         found = len(self._files.names)
         self.total = min(found, config.max_episodes or found)
@@ -90,6 +91,7 @@ class Explorer:
         """
         return {
             "format": "exorl",
+            "fingerprint": self._fingerprint,
             "episodes": self._taken,
             "bytes": self._bytes,
             "sha256": self._digest.hexdigest(),
@@ -201,6 +203,29 @@ def parse_episode(content: bytes, domain: DomainLike, rows: int | None) -> dict[
         "action": np.roll(action, -1, axis=0),
         "physics": found["physics"],
     }
+
+
+def fingerprint(path: str, domain: str) -> str | None:
+    """The names and sizes of a set's episodes, which tell it from another without reading them.
+
+    The same for a zip and its directory; None where there is no set.
+    """
+    place = _path(path, domain)
+    try:
+        if place.is_file():
+            with zipfile.ZipFile(place) as file:
+                found = {i.filename: i.file_size for i in file.infolist()}
+        else:
+            files = place.rglob("*.npz")
+            found = {file.relative_to(place).as_posix(): file.stat().st_size for file in files}
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return None
+    episodes = sorted((name, size) for name, size in found.items() if name.endswith(".npz"))
+    return hashlib.sha256(repr(episodes).encode()).hexdigest()[:16] if episodes else None
+
+
+def _path(path: str, domain: str) -> Path:
+    return Path(path.replace("{domain}", domain)).expanduser()
 
 
 def _load(content: bytes) -> dict[str, Array]:

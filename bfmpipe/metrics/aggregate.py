@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtri, stdtrit
 
 from bfmpipe.types import UserError
 
@@ -116,6 +117,34 @@ def cluster_bootstrap(
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(values), (tail, 1 - tail), axis=0)
     return low, high
+
+
+def small_sample_interval(
+    scores: ArrayLike,
+    statistic: Statistic,
+    *,
+    replicates: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[Floats, Floats]:
+    """`cluster_bootstrap`, made as wide as so few seeds call for; arguments and shapes are its own.
+
+    Resampled, n seeds spread by sqrt((n - 1) / n) of what they should, and no percentile lies
+    beyond the worst or the best of them: of three seeds, an interval of 95 % holds the truth three
+    times in four. Here both ends move away from the statistic by sqrt(n / (n - 1)) t / z, the ratio of
+    Student's quantile with n - 1 degrees of freedom to the normal's (after Hesterberg 2015). What
+    is bounded, such as a return, may have ends beyond its bounds. A single seed says nothing of
+    others: its ends are NaN.
+    """
+    low, high = cluster_bootstrap(
+        scores, statistic, replicates=replicates, confidence=confidence, seed=seed
+    )
+    runs = _scores(scores)
+    n, quantile = len(runs), (1 + confidence) / 2
+    with np.errstate(divide="ignore"):
+        factor = np.sqrt(n / np.float64(n - 1)) * stdtrit(n - 1, quantile) / ndtri(quantile)
+    value = np.asarray(statistic(runs, axis=(0, 1)))
+    return value + factor * (low - value), value + factor * (high - value)
 
 
 def _scores(scores: ArrayLike) -> Floats:

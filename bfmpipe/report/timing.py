@@ -5,6 +5,7 @@ apart, and lack what came after the last one.
 """
 
 import json
+import os
 import re
 import resource
 import time
@@ -16,8 +17,6 @@ from typing import Any
 
 from bfmpipe.files import replacing
 from bfmpipe.types import UserError
-
-_STARTED = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,15 @@ class Job(Cost):
 
 
 def spent() -> Cost:
-    """What this process has cost since this module was imported, with children that have ended."""
+    """What this process has cost since it started, with its children that have ended.
+
+    Of a job that was killed and went on, that is the last attempt.
+    """
+    # field 22 of stat(5), counted behind the name, which may hold spaces: ticks since the boot
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return Cost(
-        wall=time.monotonic() - _STARTED,
+        wall=time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK"),
         cpu=sum(u.ru_utime + u.ru_stime for u in used),
         memory=max(u.ru_maxrss for u in used) / 1024,
     )
@@ -70,13 +74,17 @@ def read(directory: Path) -> list[Job]:
     return jobs
 
 
-def of_method(jobs: list[Job], domain: str, agent: str, method: str) -> list[Job]:
-    """The jobs of rule adapt that ran a method, told by their names.
+def of_method(jobs: list[Job], domain: str, agent: str, method: str, seeds: int) -> list[Job]:
+    """The jobs of rule adapt that ran a method with so many seeds, told by their names.
 
-    They are domain-agent-seedN-method, or domain-agent-method for all seeds in one job.
+    They are domain-agent-seedN-method, or domain-agent-method for all seeds in one job. None where
+    what one of them cost is not known.
     """
     name = re.compile(rf"{re.escape(f'{domain}-{agent}')}(-seed\d+)?-{re.escape(method)}")
-    return [job for job in jobs if job.rule == "adapt" and name.fullmatch(job.name)]
+    found = {m[1]: job for job in jobs if job.rule == "adapt" and (m := name.fullmatch(job.name))}
+    if None in found:
+        return [found[None]]
+    return [*found.values()] if len(found) == seeds else []
 
 
 def of_experiment(jobs: list[Job], experiment: Mapping[str, Any]) -> list[Job]:

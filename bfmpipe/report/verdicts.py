@@ -17,8 +17,11 @@ A claim is named in the experiment file with what it is about:
     compute       `than` takes `factor` times the CPU time of the method, over all seeds (figure:
                   the ratio)
 
-Intervals are bootstraps over the seeds, each drawn with all its tasks and with the runs of both
-methods.
+Intervals are `metrics.aggregate.small_sample_interval`s over the seeds, each drawn with all its
+tasks and with the runs of both methods. They are wider than those of the other tables, which say
+how these seeds spread: a claim is about models that were not trained. `monotone` and the drops have
+no interval, they are about these models; what a fall is held against is the noise of its
+evaluations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -170,7 +173,7 @@ def _judge(
             figure, low, high = _difference(zero_shot, ours, theirs, interval)
             return figure, low, high, bool(low > claim.bar)
         case "compute":
-            cpu = [_cpu(jobs, place, method) for method in claim.methods]
+            cpu = [_cpu(jobs, place, method, len(base.seeds)) for method in claim.methods]
             ratio = cpu[1] / cpu[0]
             return ratio, _NONE, _NONE, bool(ratio >= claim.bar)
         case "monotone":
@@ -243,12 +246,11 @@ def _one(rows: Columns, task: str, seed: int, name: str) -> float:
     return float(values[0])
 
 
-def _cpu(jobs: list[timing.Job], place: Mapping[str, str], method: str) -> float:
-    found = timing.of_method(jobs, place["domain"], place["agent"], method)
-    total = sum(job.cpu for job in found)
-    if total <= 0:
+def _cpu(jobs: list[timing.Job], place: Mapping[str, str], method: str, seeds: int) -> float:
+    found = timing.of_method(jobs, place["domain"], place["agent"], method, seeds)
+    if not found:
         raise UserError(
-            f"what {method} cost on {place['domain']}, {place['agent']} is not known; run its jobs "
-            "again"
+            f"what {method} cost on {place['domain']}, {place['agent']} is not known for all "
+            "seeds; run its jobs again"
         )
-    return total
+    return sum(job.cpu for job in found)

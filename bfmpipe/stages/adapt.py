@@ -80,7 +80,7 @@ def adapt(
     with progress(budget, name, "step") as bar:
         for point in evaluations:
             if len(points) > 1:  # of those between the first and the last, paths are not stored
-                points[-1] = tuple(replace(one, physics=one.physics[:0]) for one in points[-1])
+                points[-1] = tuple(replace(one, physics=np.empty(0)) for one in points[-1])
             points.append(point)
             returns = np.mean([one.returns.mean() for one in point])
             bar.set_postfix({"return": f"{returns:.1f}"}, refresh=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from bfmpipe.data.tables import read_table, write_table
-from bfmpipe.metrics.aggregate import cluster_bootstrap
+from bfmpipe.metrics.aggregate import small_sample_interval
 from bfmpipe.report import timing
 from bfmpipe.report.rows import distinct
 from bfmpipe.report.verdicts import Claims
@@ -47,7 +47,7 @@ def judge(cfg: Judge, *, curves: Path, best_of: Path, benchmarks: Path, verdicts
     points = read_table(curves, "curves")[0]
     claims = cfg.parsed(distinct(points, "method"), str(curves))
     interval = partial(
-        cluster_bootstrap,
+        small_sample_interval,
         confidence=cfg.intervals.confidence,
         replicates=cfg.intervals.replicates,
         seed=cfg.intervals.seed,

@@ -167,18 +167,27 @@ def test_a_checkpoint_of_another_training_is_named_and_set_aside(
     afresh.run(checkpoint, steps.append)
     assert steps[0] == 0
     assert_same(afresh, straight)
-    aside = checkpoint.with_name("checkpoint.20-updates.safetensors")
-    assert set_aside(checkpoint) == [aside]
+    (aside,) = set_aside(checkpoint)
     assert aside.read_bytes() == kept
     assert capsys.readouterr().err == (
         f"warning: {checkpoint}: a checkpoint of another training: {said}; it is kept as "
-        f"{aside.name} until this one, which begins anew, is finished\n"
+        f"{aside.name} until a training here is finished\n"
     )
-    # renamed back, it is what it was
-    aside.replace(checkpoint)
-    other = trainer(identity=identity)
-    other.run(checkpoint, steps.append)
+    # its own training finds it, and sets the other's aside
+    trainer(identity=identity).run(checkpoint, steps.append)
     assert steps[-3:] == [20, 5, 5]
+    assert aside not in set_aside(checkpoint)
+    assert len(set_aside(checkpoint)) == 1
+
+
+def test_a_training_finds_its_checkpoint_after_another_that_had_none_yet(checkpoint, capsys):
+    interrupted(checkpoint)
+    trainer(identity={"seed": 1})._resume(checkpoint)  # killed before its first checkpoint
+    assert not checkpoint.exists()
+    steps = []
+    trainer().run(checkpoint, steps.append)
+    assert steps[0] == 20
+    assert set_aside(checkpoint) == []
 
 
 def test_a_training_that_breaks_down_names_no_checkpoint_of_another(checkpoint):

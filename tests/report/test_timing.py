@@ -41,9 +41,10 @@ def test_jobs_of_a_method_are_told_by_their_names():
         job("adapt", "maze-hilp-lola", 7),
         job("pretrain", "maze-fb-seed0"),
     ]
-    assert timing.of_method(jobs, "maze", "fb", "lola") == jobs[:1]
-    assert timing.of_method(jobs, "maze", "fb", "lola-a") == jobs[1:2]
-    assert timing.of_method(jobs, "maze", "hilp", "lola") == jobs[2:3]
+    assert timing.of_method(jobs, "maze", "fb", "lola", 1) == jobs[:1]
+    assert timing.of_method(jobs, "maze", "fb", "lola-a", 1) == jobs[1:2]
+    assert timing.of_method(jobs, "maze", "hilp", "lola", 3) == jobs[2:3]  # all in one
+    assert timing.of_method(jobs, "maze", "fb", "lola", 2) == []  # that of a seed is missing
 
 
 @pytest.mark.parametrize("together", [False, True])

@@ -5,9 +5,11 @@ A run starts at 60 + seed (reach) or 20 + seed (precise); LoLA adds 10, 20, 20, 
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy import stats
 
 from bfmpipe.config import parse
 from bfmpipe.data.tables import read_table
@@ -59,11 +61,14 @@ def test_every_claim_is_held_against_every_family(verdicts, capsys):
     assert lines[2] == "held     gain, point_mass_maze, fb, precise: 146 (bar 100)"
 
 
-def test_intervals_are_those_of_the_tables_of_results(verdicts):
+def test_intervals_are_widened_for_their_seeds(verdicts):
     # of two seeds: both the first, one of each (half of the samples), both the second
     wide = verdicts({"gain": GAIN}, confidence=0.95)
     narrow = verdicts({"gain": GAIN}, confidence=0.4)
-    assert (wide["low"][0], wide["high"][0]) == pytest.approx((100 * 30 / 61, 50))
+    factor = np.sqrt(2) * stats.t.ppf(0.975, 1) / stats.norm.ppf(0.975)
+    gain = 100 * 30 / 60.5
+    ends = (gain + factor * (100 * 30 / 61 - gain), gain + factor * (50 - gain))
+    assert (wide["low"][0], wide["high"][0]) == pytest.approx(ends)
     assert (narrow["low"][0], narrow["high"][0]) == pytest.approx([100 * 30 / 60.5] * 2)
 
 

@@ -16,7 +16,7 @@ import bfmpipe
 from bfmpipe.adaptation.protocol import Evaluation, start_states
 from bfmpipe.agents import event_files, hilp, load_model, load_tensors
 from bfmpipe.agents.learner import Learner
-from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig
+from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig, set_aside
 from bfmpipe.config import parse
 from bfmpipe.data import transitions
 from bfmpipe.data.tables import Provenance, read_table
@@ -152,10 +152,9 @@ def test_a_checkpoint_of_other_settings_is_set_aside_until_training_has_finished
         for settings in (trainer, {**trainer, "decay_fraction": 0.25}):
             with pytest.raises(KeyboardInterrupt):
                 train(tiny, tmp_path, trainer=settings)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        ".model.checkpoint.safetensors",
-        ".model.checkpoint.20-updates.safetensors",
-    }
+    checkpoint = tmp_path / ".model.checkpoint.safetensors"
+    assert {*tmp_path.iterdir()} == {checkpoint, *set_aside(checkpoint)}
+    assert len(set_aside(checkpoint)) == 1
     said = capsys.readouterr().err
     assert "settings.trainer.decay_fraction was 0.5 and is 0.25; it is kept as .model" in said
     train(tiny, tmp_path)
