@@ -216,7 +216,7 @@ class Experiment(Config):
     def _judge(self, *_: object) -> Mapping[str, Any]:
         return {
             "claims": self.claims,
-            "intervals": self.tabulate.model_dump(mode="json"),
+            "confidence": self.tabulate.confidence,
             "seeds_together": self.adapt.seeds_together,
         }
 

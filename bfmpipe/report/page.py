@@ -134,8 +134,8 @@ def _claims(results: Results) -> Iterable[Markup]:
     yield html.table(("claim", "where", "figure and bar", "measured", "verdict"), rows, words=3)
     yield tag(
         "p",
-        f"Intervals are {results.mass} bootstraps over the seeds, each drawn with all its tasks, "
-        "and widened for their number; those of the tables below are not.",
+        f"Intervals are Student's, {results.mass}, of the seeds' means; those of the tables below "
+        "are bootstraps, which with few seeds are too narrow for a claim.",
         class_="note",
     )
 

@@ -17,11 +17,10 @@ A claim is named in the experiment file with what it is about:
     compute       `than` takes `factor` times the CPU time of the method, over all seeds (figure:
                   the ratio)
 
-Intervals are `metrics.aggregate.small_sample_interval`s over the seeds, each drawn with all its
-tasks and with the runs of both methods. They are wider than those of the other tables, which say
-how these seeds spread: a claim is about models that were not trained. `monotone` and the drops have
-no interval, they are about these models; what a fall is held against is the noise of its
-evaluations.
+Intervals are Student's, of the seeds' means over their tasks, in % of zero-shot's mean over all:
+a seed is one pretrained model, and a claim is about models that were not trained. They are wider
+than those of the other tables, which say how these seeds spread. `monotone` and the drops have no
+interval, they are about these models; what a fall is held against is the noise of its evaluations.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,11 +31,11 @@ from pydantic import Field, JsonValue
 
 from bfmpipe.config import Config, parse
 from bfmpipe.metrics.adaptation import area_under_curve, improvement, initial_drop
-from bfmpipe.metrics.aggregate import Axes
+from bfmpipe.metrics.aggregate import students_interval
 from bfmpipe.report import timing
 from bfmpipe.report.rows import Columns, distinct, select
 from bfmpipe.report.runs import ZERO_SHOT, Runs, gather, gather_like
-from bfmpipe.report.tabulation import Interval, Table
+from bfmpipe.report.tabulation import Table
 from bfmpipe.types import Array, UserError
 
 Found = tuple[float, float, float, bool]
@@ -124,14 +123,14 @@ def verdicts(
     curves: Columns,
     best_of: Columns,
     jobs: list[timing.Job],
-    interval: Interval,
+    confidence: float,
 ) -> Table:
     """One row a claim and place (domain, agent, family); `jobs` are those of the experiment."""
     rows: list[dict[str, Any]] = []
     for domain, agent, family in distinct(curves, "domain", "agent", "family"):
         place = {"domain": domain, "agent": agent, "family": family}
         for name, claim in claims.items():
-            figure, low, high, held = _judge(claim, place, curves, best_of, jobs, interval)
+            figure, low, high, held = _judge(claim, place, curves, best_of, jobs, confidence)
             rows.append(
                 {
                     **place,
@@ -154,23 +153,23 @@ def _judge(
     curves: Columns,
     best_of: Columns,
     jobs: list[timing.Job],
-    interval: Interval,
+    confidence: float,
 ) -> Found:
     base = gather(curves, **place, method=ZERO_SHOT)
     zero_shot = base.mean[..., 0]
     runs = [gather_like(base, curves, **place, method=method) for method in claim.methods]
     match claim.kind:
         case "gain":
-            figure, low, high = _gain(zero_shot, runs[0].mean[..., -1], interval)
+            figure, low, high = _percent(zero_shot, _last(runs[0]), zero_shot, confidence)
             return figure, low, high, bool(figure >= claim.bar and low > 0)
         case "best_of_n":
             rows = select(best_of, **place)
             grid = [[_one(rows, task, seed, "best") for task in base.tasks] for seed in base.seeds]
-            figure, low, high = _gain(zero_shot, np.array(grid), interval)
+            figure, low, high = _percent(zero_shot, np.array(grid), zero_shot, confidence)
             return figure, low, high, bool(figure > claim.bar and low > 0)
         case "better" | "area":
             ours, theirs = (_last(r) if claim.kind == "better" else _area(r) for r in runs)
-            figure, low, high = _difference(zero_shot, ours, theirs, interval)
+            figure, low, high = _percent(zero_shot, ours, theirs, confidence)
             return figure, low, high, bool(low > claim.bar)
         case "compute":
             cpu = [_cpu(jobs, place, method, len(base.seeds)) for method in claim.methods]
@@ -218,25 +217,12 @@ def _drop(runs: Runs, zero_shot: Array, within: float) -> float:
     return float(initial_drop(mean, runs.env_steps, zero_shot.mean(), within))
 
 
-def _gain(zero_shot: Array, final: Array, interval: Interval) -> tuple[float, float, float]:
-    return _ratio(np.stack([zero_shot, zero_shot, final], axis=-1), interval)
-
-
-def _difference(
-    zero_shot: Array, ours: Array, theirs: Array, interval: Interval
+def _percent(
+    zero_shot: Array, ours: Array, theirs: Array, confidence: float
 ) -> tuple[float, float, float]:
-    return _ratio(np.stack([zero_shot, theirs, ours], axis=-1), interval)
-
-
-def _ratio(scores: Array, interval: Interval) -> tuple[float, float, float]:
-    """Means, 100 (ours - theirs) / |zero-shot|; scores (seed, task, 3): zero-shot, theirs, ours."""
-
-    def figure(scores: Array, axis: Axes) -> Array:
-        means = scores.mean(axis=axis)
-        return improvement(means[..., 2] - means[..., 1] + means[..., 0], means[..., 0])
-
-    low, high = interval(scores, figure)
-    return float(figure(scores, (0, 1))), float(low), float(high)
+    """Means of returns (seed, task), 100 (ours - theirs) / |zero-shot|, and Student's interval."""
+    differences = improvement(ours.mean(1) - theirs.mean(1) + zero_shot.mean(), zero_shot.mean())
+    return float(differences.mean()), *students_interval(differences, confidence)
 
 
 def _one(rows: Columns, task: str, seed: int, name: str) -> float:

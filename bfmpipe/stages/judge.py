@@ -1,24 +1,23 @@
 """Stage judge: the verdict on each claim of the experiment, held or not, and by how much."""
 
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
+from pydantic import Field
 
 from bfmpipe.data.tables import read_table, write_table
-from bfmpipe.metrics.aggregate import small_sample_interval
 from bfmpipe.report import timing
 from bfmpipe.report.rows import distinct
 from bfmpipe.report.verdicts import Claims
 from bfmpipe.report.verdicts import verdicts as judged
 from bfmpipe.stages.sections import provenance
-from bfmpipe.stages.tabulate import Tabulate
 
 
 class Judge(Claims):
     """Settings of the stage."""
 
-    intervals: Tabulate = Tabulate()
+    confidence: float = Field(0.95, gt=0, lt=1)
+    """Probability mass between the ends of its intervals."""
     seeds_together: bool = False
     """Whether a job of the stage adapt had the models of all seeds."""
 
@@ -46,12 +45,6 @@ def judge(cfg: Judge, *, curves: Path, best_of: Path, benchmarks: Path, verdicts
     """
     points = read_table(curves, "curves")[0]
     claims = cfg.parsed(distinct(points, "method"), str(curves))
-    interval = partial(
-        small_sample_interval,
-        confidence=cfg.intervals.confidence,
-        replicates=cfg.intervals.replicates,
-        seed=cfg.intervals.seed,
-    )
     experiment = {
         **{f"{name}s": distinct(points, name) for name in ("domain", "agent", "seed", "method")},
         "adapt": {"seeds_together": cfg.seeds_together},
@@ -59,7 +52,7 @@ def judge(cfg: Judge, *, curves: Path, best_of: Path, benchmarks: Path, verdicts
     jobs: list[timing.Job] = []
     if any(claim.kind == "compute" for claim in claims.values()):
         jobs = timing.of_experiment(timing.read(benchmarks), experiment)
-    table = judged(claims, points, read_table(best_of, "best_of")[0], jobs, interval)
+    table = judged(claims, points, read_table(best_of, "best_of")[0], jobs, cfg.confidence)
     columns = {name: table.get(name, []) for name in _SCHEMA.names}
     write_table(verdicts, _SCHEMA, columns, provenance("verdicts", "judge", cfg))
     for row in zip(

@@ -59,7 +59,7 @@ def test_every_kind_of_claim_says_what_was_measured_against_which_bar(results):
         assert (">not held<" in row) == (i % 2 == 1)
     assert "6,000.0 to 8,000.0" in rows[0]
     assert "to" not in rows[2].split("7,002")[1]
-    assert "Intervals are 95 % bootstraps over the seeds" in section
+    assert "Intervals are Student&#x27;s, 95 %, of the seeds" in section
 
 
 def test_a_figure_that_is_not_known_is_a_dash(results):

@@ -1,18 +1,15 @@
 """Verdicts on curves made so that each figure is known by hand."""
 
-from functools import partial
-
 import numpy as np
 import pytest
+from scipy import stats
 
-from bfmpipe.metrics.aggregate import cluster_bootstrap
 from bfmpipe.report.runs import gather
 from bfmpipe.report.timing import Job
 from bfmpipe.report.verdicts import Claims, largest_fall, verdicts
 from bfmpipe.types import UserError
 
 PLACE = {"domain": "maze", "agent": "fb", "family": "reach"}
-INTERVAL = partial(cluster_bootstrap, confidence=0.95, replicates=200, seed=0)
 SHAPES = {  # added to zero-shot's 100 and 200, at 0, 10, .. 40 steps
     "zero-shot": [0],
     "lola": [0, 10, 20, 15, 30],
@@ -44,7 +41,7 @@ def best_of():
 def judge(jobs=(), **claim):
     claims = Claims(claims={"one": {"statement": "it holds", **claim}})
     parsed = claims.parsed(tuple(SHAPES), "claims.yaml")
-    table = verdicts(parsed, curves(), best_of(), list(jobs), INTERVAL)
+    table = verdicts(parsed, curves(), best_of(), list(jobs), 0.95)
     (held,), (figure,), (low,) = table["held"], table["figure"], table["low"]
     return held, figure, low
 
@@ -76,6 +73,19 @@ def test_figures_by_hand(claim, held, figure):
     found = judge(**claim)
     assert found[0] == held
     assert found[1] == pytest.approx(figure)
+
+
+def test_intervals_are_students_over_seeds_each_with_its_tasks():
+    table = curves()
+    later = (table["method"] == "lola") & (table["seed"] == 1) & (table["env_steps"] == 40)
+    table["mean"] = table["mean"] + 12.0 * later  # seed 0 gains 30 and seed 1 gains 42
+    claims = Claims(claims={"one": {"statement": "s", "kind": "gain", "method": "lola"}})
+    found = verdicts(claims.parsed(("lola",), ""), table, best_of(), [], 0.9)
+    reach = stats.t.ppf(0.95, 1) * 12 / np.sqrt(2) / np.sqrt(2)
+    assert found["figure"] == pytest.approx([100 * 36 / 150])
+    assert found["low"] == pytest.approx([100 * (36 - reach) / 150])
+    assert found["high"] == pytest.approx([100 * (36 + reach) / 150])
+    assert found["held"] == [False]
 
 
 def test_compute_is_the_ratio_of_cpu_times():

