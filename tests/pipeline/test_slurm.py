@@ -169,7 +169,7 @@ class Driver:
         return found
 
     def finish(self):
-        assert self.process.wait(timeout=900) == 0, self.log.read_text()
+        assert self.process.wait(timeout=1800) == 0, self.log.read_text()
 
 
 @pytest.fixture
@@ -228,20 +228,19 @@ class TestLive:
         for name in trained:
             assert (tmp_path / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
 
-    def test_a_training_that_exceeds_its_time_goes_on_where_it_was_with_more(
+    def test_a_training_that_exceeds_its_time_is_tried_again_with_more(
         self, checkout, longer, tmp_path
     ):
-        config = longer(updates=20_000, checkpoint_every=500)
-        argv = ("--set-resources", "pretrain:runtime=attempt")
+        config = longer(updates=200_000, checkpoint_every=2000)  # over a minute
+        argv = ("--set-resources", "pretrain:runtime=1 if attempt == 1 else 20 * attempt")
         target = f"{MODELS}/seed0/losses.parquet"
         driver = Driver(checkout, tmp_path, *argv, "--", target, configfile=config)
         driver.finish()
-        jobs = driver.jobs("pretrain")
-        assert jobs[0][2:] == ("1:00", "TIMEOUT")
-        assert [job[2] for job in jobs] == ["1:00", "2:00", "3:00"][: len(jobs)]
-        assert jobs[-1][3] == "COMPLETED"
-        log = (tmp_path / "results/smoke/logs/pretrain/point_mass_maze-fb-seed0.log").read_text()
-        assert log.count("bfmpipe pretrain --cfg") == len(jobs) > 1
+        first, second = driver.jobs("pretrain")
+        assert first[2:] == ("1:00", "TIMEOUT")
+        assert second[2:] == ("40:00", "COMPLETED")
+        (said,) = tmp_path.glob(f".snakemake/slurm_logs/rule_pretrain/*/{first[0]}.log")
+        assert "DUE TO TIME LIMIT" in said.read_text()
 
     def test_a_job_that_slurm_requeues_runs_again_under_its_number(
         self, checkout, longer, tmp_path
