@@ -78,12 +78,12 @@ rule all:
 
 
 onsuccess:
-    for name, path in [
-        ("figures", f"{OUT}/figures"),
-        ("report", f"{OUT}/report.html"),
-    ]:
+    for name, path in {
+        "figures: ": f"{OUT}/figures",
+        "report:  ": f"{OUT}/report.html",
+    }.items():
         if Path(path).exists():  # other targets may have been asked for
-            print(f"{name + ':':<8} {path}")
+            print(f"{name}{path}")
 
 
 rule collect:

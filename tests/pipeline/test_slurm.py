@@ -231,7 +231,7 @@ class TestLive:
     def test_a_training_that_exceeds_its_time_is_tried_again_with_more(
         self, checkout, longer, tmp_path
     ):
-        config = longer(updates=200_000, checkpoint_every=2000)  # over a minute
+        config = longer(updates=40_000, checkpoint_every=500)  # two minutes
         argv = ("--set-resources", "pretrain:runtime=1 if attempt == 1 else 20 * attempt")
         target = f"{MODELS}/seed0/losses.parquet"
         driver = Driver(checkout, tmp_path, *argv, "--", target, configfile=config)
