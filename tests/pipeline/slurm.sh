@@ -16,6 +16,9 @@ down() {
         kill "$pid" || true
         until_true [ ! -e "/proc/$pid" ] || kill -9 "$pid"
     done
+    for name in slurm gres cgroup; do
+        [ "$(readlink "/etc/slurm/$name.conf")" != "$top/$name.conf" ] || rm "/etc/slurm/$name.conf"
+    done
 }
 
 up() {
@@ -55,7 +58,6 @@ JobAcctGatherParams=OverMemoryKill
 GresTypes=gpu
 NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory Gres=gpu:2
 PartitionName=cpu Nodes=$host Default=YES
-PartitionName=short Nodes=$host MaxTime=5
 END
     echo "NodeName=$host Name=gpu File=$top/gpu[0-1]" >"$top/gres.conf"
     # slurmd loads a plugin for cgroups even where none is used
