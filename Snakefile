@@ -60,6 +60,11 @@ def code(stage):
     return digest
 
 
+def growing(amount):
+    """A resource that a retry asks more of; what a rule does not say stands in the profile."""
+    return lambda wildcards, attempt: amount * attempt
+
+
 rule all:
     default_target: True
     input:
@@ -73,8 +78,12 @@ rule all:
 
 
 onsuccess:
-    print(f"figures: {OUT}/figures")
-    print(f"report:  {OUT}/report.html")
+    for name, path in {
+        "figures: ": f"{OUT}/figures",
+        "report:  ": f"{OUT}/report.html",
+    }.items():
+        if Path(path).exists():  # other targets may have been asked for
+            print(f"{name}{path}")
 
 
 rule collect:
@@ -85,6 +94,9 @@ rule collect:
         f"{R}/logs/collect/{{domain}}.log",
     benchmark:
         f"{R}/benchmarks/collect/{{domain}}.tsv"
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(480),
     params:
         cfg=cfg("collect"),
         code=code("collect"),
@@ -138,6 +150,10 @@ rule pretrain:
     benchmark:
         f"{R}/benchmarks/pretrain/{TRAINING}.tsv"
     priority: 10  # everything else waits for it
+    resources:
+        mem_mb=growing(8000),
+        runtime=1440,  # no more in a retry, which goes on where it was
+        gpu=int(exp.pretrain.device == "cuda"),
     params:
         cfg=cfg("pretrain"),
         code=code("pretrain"),
@@ -186,6 +202,9 @@ rule probe:
         f"{R}/logs/probe/{{domain}}-{{agent}}-seed{{seed}}.log",
     benchmark:
         f"{R}/benchmarks/probe/{{domain}}-{{agent}}-seed{{seed}}.tsv"
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(240),
     params:
         cfg=cfg("probe"),
         code=code("probe"),
@@ -247,6 +266,9 @@ rule adapt:
         f"{R}/logs/adapt/{MOVING}.log",
     benchmark:
         f"{R}/benchmarks/adapt/{MOVING}.tsv"
+    resources:
+        mem_mb=growing(8000),
+        runtime=growing(720),
     params:
         cfg=cfg("adapt"),
         code=code("adapt"),

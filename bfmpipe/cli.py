@@ -68,7 +68,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"bfmpipe {name}: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a missing permission
-        print(f"bfmpipe {name}: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        said = error.strerror or " ".join(map(str, error.args)) or type(error).__name__
+        print(f"bfmpipe {name}: error: {where}{said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"bfmpipe {name}: interrupted", file=sys.stderr)

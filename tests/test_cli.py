@@ -1,6 +1,8 @@
 """The command line: every stage explains itself, and a mistake is one line, never a traceback."""
 
+import errno
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -275,6 +277,28 @@ def test_a_missing_or_damaged_file_is_one_line(tiny, tmp_path, capsys, stage, fi
     assert line.startswith(str(wrong))
     assert said in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left", "there"), "there: No space left"),
+        (OSError(errno.EFBIG, "File too large"), "{latents}: File too large"),
+        (OSError("Couldn't seek"), "{latents}: Couldn't seek"),  # pyarrow has such
+        (OSError(), "{latents}: OSError"),
+    ],
+)
+def test_an_error_of_the_disk_is_one_line_that_names_the_file(
+    tiny, tmp_path, capsys, monkeypatch, error, said
+):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(os, "replace", fail)
+    paths = files(tiny, tmp_path, "infer")
+    argv = command("infer", tiny.settings("infer"), paths)
+    assert refused(capsys, argv) == said.format(latents=paths["latents"])
+    assert list(paths["latents"].parent.iterdir()) == []
 
 
 def test_a_table_of_another_kind_is_one_line(tiny, tmp_path, capsys):

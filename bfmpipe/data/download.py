@@ -1,6 +1,5 @@
 """Download of one large file, which goes on where an earlier attempt was cut."""
 
-import fcntl
 import http.client
 import os
 import re
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from bfmpipe.files import locked
 from bfmpipe.types import UserError
 
 _CHUNK = 1 << 20
@@ -59,11 +59,7 @@ def _download(
     timeout: float,
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{part}: another download is writing to it") from error
+    with locked(part, f"{part}: another download is writing to it") as file:
         before = -1
         while not _attempt(url, file, progress, timeout):
             there = file.tell()
