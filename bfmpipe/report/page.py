@@ -134,8 +134,7 @@ def _claims(results: Results) -> Iterable[Markup]:
     yield html.table(("claim", "where", "figure and bar", "measured", "verdict"), rows, words=3)
     yield tag(
         "p",
-        f"Intervals are Student's, {results.mass}, of the seeds' means; those of the tables below "
-        "are bootstraps, which with few seeds are too narrow for a claim.",
+        f"Intervals are Student's, {results.mass}, of the seeds' means over their tasks.",
         class_="note",
     )
 
@@ -194,10 +193,11 @@ def _protocol(results: Results) -> Iterable[Markup]:
             "and zero-shot share. They are apart from the training's start states. No checkpoint "
             "is chosen by the evaluation: what is reported is the end of the budget.",
             "Returns are undiscounted sums of rewards over an episode.",
-            f"Intervals: {results.mass} bootstrap over the seeds. A seed is one pretrained model "
-            "and is drawn with all its tasks, since they share what that model is good at; the "
-            "tasks are the same in every draw. They show how these seeds spread; of three, such an "
-            "interval holds the truth about three times in four, of nine nine times in ten.",
+            f"Intervals, {results.mass}: of returns, a bootstrap over the seeds. A seed is one "
+            "pretrained model and is drawn with all its tasks, since they share what that model is "
+            "good at. It shows how these seeds spread: of three, such an interval holds the truth "
+            "about three times in four, of nine nine times in ten. Of changes against zero-shot, "
+            "Student's interval of the seeds' means, which holds it as often as it says.",
         )
     )
     lines = []
@@ -295,8 +295,8 @@ _DEFINITIONS = (
     ("IQM", "Interquartile mean over seeds and tasks: without the lowest and highest quarter."),
     (
         "against zero-shot",
-        "Change of the mean over tasks and seeds, in % of zero-shot's mean; its interval resamples "
-        "a run's zero-shot and final return together.",
+        "Change of the mean over tasks and seeds, in % of zero-shot's mean; its interval is "
+        "Student's, of the seeds' changes, each over all its tasks.",
     ),
     (
         "initial drop",

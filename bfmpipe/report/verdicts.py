@@ -30,12 +30,11 @@ import numpy as np
 from pydantic import Field, JsonValue
 
 from bfmpipe.config import Config, parse
-from bfmpipe.metrics.adaptation import area_under_curve, improvement, initial_drop
-from bfmpipe.metrics.aggregate import students_interval
+from bfmpipe.metrics.adaptation import area_under_curve, initial_drop
 from bfmpipe.report import timing
 from bfmpipe.report.rows import Columns, distinct, select
 from bfmpipe.report.runs import ZERO_SHOT, Runs, gather, gather_like
-from bfmpipe.report.tabulation import Table
+from bfmpipe.report.tabulation import Table, difference
 from bfmpipe.types import Array, UserError
 
 Found = tuple[float, float, float, bool]
@@ -160,16 +159,16 @@ def _judge(
     runs = [gather_like(base, curves, **place, method=method) for method in claim.methods]
     match claim.kind:
         case "gain":
-            figure, low, high = _percent(zero_shot, _last(runs[0]), zero_shot, confidence)
+            figure, low, high = difference(zero_shot, _last(runs[0]), zero_shot, confidence)
             return figure, low, high, bool(figure >= claim.bar and low > 0)
         case "best_of_n":
             rows = select(best_of, **place)
             grid = [[_one(rows, task, seed, "best") for task in base.tasks] for seed in base.seeds]
-            figure, low, high = _percent(zero_shot, np.array(grid), zero_shot, confidence)
+            figure, low, high = difference(zero_shot, np.array(grid), zero_shot, confidence)
             return figure, low, high, bool(figure > claim.bar and low > 0)
         case "better" | "area":
             ours, theirs = (_last(r) if claim.kind == "better" else _area(r) for r in runs)
-            figure, low, high = _percent(zero_shot, ours, theirs, confidence)
+            figure, low, high = difference(zero_shot, ours, theirs, confidence)
             return figure, low, high, bool(low > claim.bar)
         case "compute":
             cpu = [_cpu(jobs, place, method, len(base.seeds)) for method in claim.methods]
@@ -215,14 +214,6 @@ def _drop(runs: Runs, zero_shot: Array, within: float) -> float:
         return 0.0
     mean = runs.mean.mean((0, 1))
     return float(initial_drop(mean, runs.env_steps, zero_shot.mean(), within))
-
-
-def _percent(
-    zero_shot: Array, ours: Array, theirs: Array, confidence: float
-) -> tuple[float, float, float]:
-    """Means of returns (seed, task), 100 (ours - theirs) / |zero-shot|, and Student's interval."""
-    differences = improvement(ours.mean(1) - theirs.mean(1) + zero_shot.mean(), zero_shot.mean())
-    return float(differences.mean()), *students_interval(differences, confidence)
 
 
 def _one(rows: Columns, task: str, seed: int, name: str) -> float:

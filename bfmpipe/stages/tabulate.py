@@ -110,7 +110,7 @@ def tabulate(
     tables = {
         "curves": (curves, points),
         "aggregate": (aggregate, tabulation.aggregate(rows, interval)),
-        "summary": (summary, tabulation.summary(rows, probed, interval)),
+        "summary": (summary, tabulation.summary(rows, probed, interval, cfg.confidence)),
         "best_of": (best_of, tabulation.best_of(rows, probed)),
     }
     for kind, (path, table) in tables.items():

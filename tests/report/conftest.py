@@ -82,6 +82,6 @@ def tables(make_adaptation, make_probe, read):
         "probe": probe,
         "curves": curves,
         "aggregate": read(tabulation.aggregate(curves, interval)),
-        "summary": read(tabulation.summary(curves, probe, interval)),
+        "summary": read(tabulation.summary(curves, probe, interval, 0.95)),
         "best_of": read(tabulation.best_of(curves, probe)),
     }

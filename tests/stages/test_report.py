@@ -102,7 +102,7 @@ def test_says_what_was_found_and_how_it_was_measured(make):
     assert "+50 %" in words  # 30 of 60.5
     assert "1 task (reach top left), 2 seeds, 2 evaluation episodes each" in words
     assert "LoLA 8 (800 steps)" in words
-    assert "95 % bootstrap over the seeds" in words
+    assert "of returns, a bootstrap over the seeds" in words
     assert "seeds: [0, 1]" in words
     assert "code-of-losses" in words
     assert "What the jobs cost was not recorded" in words
