@@ -68,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"bfmpipe {name}: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a missing permission
-        print(f"bfmpipe {name}: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"bfmpipe {name}: error: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"bfmpipe {name}: interrupted", file=sys.stderr)

@@ -308,7 +308,8 @@ def test_a_latent_that_is_none_is_refused(latent, capsys, change, said):
         (["--model", "{model}"], "name the file of a latent, or a --model and a --task"),
         (["--task", "reach_top_left"], "name the file of a latent, or a --model and a --task"),
         (["none"], "none: no such file"),
-        (["{model}/config.json"], "{model}/config.json: damaged or not a safetensors file"),
+        (["{model}/config.json"], "{model}/config.json: is text, not a safetensors file"),
+        (["{data}"], "{data}: is a Parquet file, not a safetensors file"),
         (["{model}/model.safetensors"], "{model}/model.safetensors: holds a model; expected a"),
         (["{latent}", "--task", "x"], "{latent} says what is played; leave --task out"),
         (["{latent}", "--seed", "0"], "{latent} says what is played; leave --seed out"),
@@ -320,7 +321,8 @@ def test_a_latent_that_is_none_is_refused(latent, capsys, change, said):
 )
 def test_a_mistake_in_playing_is_one_line(tiny, latent, capsys, argv, said):
     argv, (said,) = (
-        [word.format(latent=latent, model=tiny.model) for word in words] for words in (argv, [said])
+        [word.format(latent=latent, model=tiny.model, data=tiny.dataset) for word in words]
+        for words in (argv, [said])
     )
     assert refused(capsys, ["play", *argv]).startswith(said)
 

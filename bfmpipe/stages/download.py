@@ -13,7 +13,9 @@ from pydantic import Field
 
 from bfmpipe.config import Config
 from bfmpipe.data.download import download as fetch
+from bfmpipe.data.opening import beginning
 from bfmpipe.progress import progress
+from bfmpipe.types import UserError
 
 
 class Download(Config):
@@ -29,9 +31,19 @@ class Download(Config):
 
 
 def download(cfg: Download, *, archive: Path) -> None:
-    """Download a set of ExORL's; one that was interrupted goes on where it was cut."""
+    """Download a set of ExORL's; one that was interrupted goes on where it was cut.
+
+    Raises:
+        UserError: where `archive` is there and is no zip, or the server does not give the set.
+    """
     url = f"{cfg.server.rstrip('/')}/{cfg.domain}/{cfg.algorithm}.zip"
     if archive.exists():
+        beginning(archive)
+        if not zipfile.is_zipfile(archive):
+            raise UserError(
+                f"{archive}: is there already and is no whole zip; move it away, or name another "
+                "file"
+            )
         print(f"{archive}: is there already; delete it to download it again")
         return
     with progress(0, f"download {cfg.domain} {cfg.algorithm}", "B") as bar:
