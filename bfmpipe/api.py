@@ -67,7 +67,17 @@ def load(directory: Path | str) -> Pretrained:
     Raises:
         UserError: for a model that is missing, damaged, or does not fit its domain.
     """
+    if Path(directory).is_file():
+        raise UserError(
+            f"{directory}: is a file; a model is a directory with config.json and model.safetensors"
+        )
     model, card = load_model(directory)
+    if "imported" in card and "domain" not in card:
+        raise UserError(
+            f"{directory}: an imported model, trained in none of the domains here: it has no tasks "
+            "to infer, adapt to or play; `bfmpipe.agents.load_model` gives its networks (see "
+            "docs/agents.md)"
+        )
     for name in ("domain", "domain_settings"):
         if name not in card:
             raise UserError(f"{directory}: config.json does not say the model's {name}")

@@ -5,6 +5,7 @@ several heads are run one by one, and stacked only in the file.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from bfmpipe.agents.metamotivo import import_metamotivo
 from bfmpipe.cli import main
 from bfmpipe.types import UserError
 
+DOCS = Path(__file__).parents[2] / "docs" / "agents.md"
 TINY = Path(__file__).parents[3] / "shared" / "data" / "metamotivo-tiny"
 OBS, ACTION, D, N, WIDTH = 6, 3, 4, 9, 8
 
@@ -293,8 +295,27 @@ def test_the_model_is_one_of_bfmpipe(export):
 def test_a_model_without_a_domain_says_so(export):
     _, source, destination = export(config())
     import_metamotivo(source, destination)
-    with pytest.raises(UserError, match=r"config\.json does not say the model's domain"):
+    with pytest.raises(UserError, match=r"an imported model, trained in none of the domains here"):
         api.load(destination)
+
+
+SNIPPET = re.search(r"## Meta Motivo\n.*?```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+
+
+def test_the_documentation_runs_as_written(tmp_path, monkeypatch):
+    if not TINY.is_dir():
+        pytest.skip(f"no {TINY}")
+    import_metamotivo(TINY, tmp_path / "OUT")
+    monkeypatch.chdir(tmp_path)
+    done = {}
+    exec(SNIPPET[1], done)
+    with np.load(TINY / "expected.npz") as file:
+        d = file["z"].shape[1]
+        actions = file["action"].shape[1]
+    assert done["action"].shape == (8, actions)
+    assert done["F"].shape[1:] == (8, d)
+    assert done["B"].shape == (8, d)
+    assert done["card"]["agent"] == "fb_cpr"
 
 
 def test_the_command(export, capsys):
