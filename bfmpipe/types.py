@@ -1,6 +1,7 @@
 """What every layer may use: array types, and the error for bad input and its sentences."""
 
 import difflib
+import operator
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,21 @@ def meant(given: str, valid: Iterable[str]) -> str:
     """What an unknown name was probably meant to be, as the end of a sentence; or nothing."""
     near = difflib.get_close_matches(given, list(valid), n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def counted(name: str, value: Any) -> int:
+    """A whole number, 1 or more, that a caller from Python gives as `name`.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool):
+        raise UserError(f"{name} is {value!r}; valid: a whole number, 1 or more")
+    return number
 
 
 def at(file: Path | str, error: BaseException | None) -> str:
