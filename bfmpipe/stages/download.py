@@ -7,11 +7,9 @@ It is then named in an experiment's `collect: {explorer: exorl, settings: {path:
 
 import zipfile
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
-
-from bfmpipe.config import Config
+from bfmpipe.config import Config, spelt
 from bfmpipe.data.download import download as fetch
 from bfmpipe.data.opening import beginning
 from bfmpipe.progress import progress
@@ -26,7 +24,9 @@ class Download(Config):
         "aps", "diayn", "disagreement", "icm", "icm_apt", "proto", "random", "rnd", "smm"
     ]
     """That explored."""
-    server: str = Field("https://dl.fbaipublicfiles.com/exorl", pattern="^https?://.")
+    server: Annotated[
+        str, spelt("https?://.+", "an address that begins with http:// or https://")
+    ] = "https://dl.fbaipublicfiles.com/exorl"
     """Where the sets are, as DOMAIN/ALGORITHM.zip."""
 
 
