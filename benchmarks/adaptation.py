@@ -72,9 +72,9 @@ def lola_update(run: Run) -> dict[str, float]:
 
 
 @torch.no_grad()
-def main(config: str, seed: str = "0") -> None:
+def main(config: str, seed: int = 0) -> None:
     torch.set_num_threads(1)
-    run = Run(config, [int(seed)])
+    run = Run(config, [seed])
     model, domain, data, probe = run.models[0], run.domain, run.data, run.experiment.probe
     rng = np.random.default_rng(0)
     z = project_z(model.phi(torch.from_numpy(data.obs[rng.choice(data.index, probe.latents)])))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measuring import start, table
+from benchmarks.measuring import start, table, tables
 from bfmpipe.data.tables import read_table
 from bfmpipe.report.rows import distinct, one, select
 from bfmpipe.report.tabulation import RANDOM
@@ -69,6 +69,7 @@ def stayed(results: Path) -> str:
 
 
 def main(results: str) -> None:
+    tables(results)
     print(learnt(Path(results)), stayed(Path(results)), sep="\n\n")
 
 

@@ -3,11 +3,9 @@
 python -m benchmarks.bars [RESULTS]; exits with 1 if one of them is missed.
 """
 
-from pathlib import Path
-
 import numpy as np
 
-from benchmarks.measuring import start
+from benchmarks.measuring import start, tables
 from bfmpipe.data.tables import read_table
 from bfmpipe.types import UserError
 
@@ -20,9 +18,9 @@ def rows(table, **wanted):
 
 
 def main(directory: str = "results") -> int:
-    results = Path(directory)
+    results = tables(directory)
     summary, aggregate, best_of = (
-        read_table(results / "tables" / f"{name}.parquet", name)[0]
+        read_table(results / f"{name}.parquet", name)[0]
         for name in ("summary", "aggregate", "best_of")
     )
     wide, precise = "reach", "precise"
@@ -33,7 +31,7 @@ def main(directory: str = "results") -> int:
         for family in (wide, precise)
         if not len(rows(summary, method=method, family=family)["method"])
     ]:
-        raise UserError(f"{results}: no {missing[0]}, so this is no run of the default profile")
+        raise UserError(f"{directory}: no {missing[0]}, so this is no run of the default profile")
 
     def of(method, family, column):
         return float(rows(summary, method=method, family=family)[column][0])

@@ -133,9 +133,9 @@ def rela_cost(run: Run, settings: dict[str, Any]) -> Cost:
     return total
 
 
-def main(config: str, seed: str = "0") -> None:
+def main(config: str, seed: int = 0) -> None:
     torch.set_num_threads(1)
-    run = Run(config, [int(seed)])
+    run = Run(config, [seed])
     costs = {
         "LoLA": lola_cost(run, run.settings("lola")),
         "ReLA, the paper's settings": rela_cost(run, {}),

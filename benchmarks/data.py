@@ -192,10 +192,10 @@ def show_training(directory: Path, millions: tuple[float, ...]) -> None:
     print(table(("a sample from", "ms", update), rows))
 
 
-def main(*millions: str) -> None:
+def main(*millions: float) -> None:
     with tempfile.TemporaryDirectory() as directory:
         show_imports(Path(directory))
-        show_training(Path(directory), tuple(map(float, millions)) or MILLIONS)
+        show_training(Path(directory), millions or MILLIONS)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from bfmpipe import api
 from bfmpipe.adaptation.base import Problem
 from bfmpipe.adaptation.lola import Config, Method, score_gradient
 from bfmpipe.kernels import leave_one_out
+from bfmpipe.types import UserError
 
 ESTIMATES = 64
 """Gradients of one start state each on the maze; on the toy, of 20,000 groups."""
@@ -117,11 +118,13 @@ def show_maze(model: str, data_file: str) -> None:
     print(table((f"{domain.name}, variance, relative", *families), rows))
 
 
-def main(*files: str) -> None:
+def main(model: str = "", data: str = "") -> None:
+    if model and not data:
+        raise UserError("a MODEL needs its DATA: the data set that it was trained on")
     torch.set_num_threads(1)
     show_toy()
-    if files:
-        show_maze(*files)
+    if model:
+        show_maze(model, data)
 
 
 if __name__ == "__main__":

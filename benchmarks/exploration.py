@@ -68,6 +68,8 @@ def main() -> int:
     parser.add_argument("domains", nargs="*", default=list(DOMAINS), metavar="DOMAIN")
     parser.add_argument("--pictures", type=Path, help="where to draw what seed 0 covered")
     given = parser.parse_args()
+    if unknown := sorted(set(given.domains) - set(DOMAINS)):
+        parser.error(f"no domain '{unknown[0]}'; there are {', '.join(DOMAINS)}")
     torch.set_num_threads(1)
     rows, held = [], True
     for domain in given.domains:

@@ -1,4 +1,4 @@
-"""Time leave_one_out against torch on one CPU thread: python benchmarks/leave_one_out.py [cuda].
+"""Time leave_one_out against torch on one CPU thread: python -m benchmarks.leave_one_out [cuda].
 
 Two forms in plain torch, both vectorised over the rollouts, stand against it: one weighted sum over
 time, and a loop over time. The table has the faster one. Exits with 1 if the median ratio with
@@ -6,12 +6,11 @@ terminations is below 8, or one size is slower.
 """
 
 import statistics
-import sys
 from functools import partial
 
 import torch
 
-from benchmarks.measuring import machine, table, time_alternately
+from benchmarks.measuring import Device, machine, start, table, time_alternately
 from bfmpipe.kernels import build_info, leave_one_out
 from bfmpipe.kernels.leave_one_out import LeaveOneOut
 
@@ -53,7 +52,7 @@ def in_torch(returns_of, reward, bootstrap, z, mu, *, sigma, discount, terminate
     return LeaveOneOut(returns, advantages, total / (sigma**2 * states * k))
 
 
-def main(device: str = "cpu") -> int:
+def main(device: Device = "cpu") -> int:
     torch.set_num_threads(1)
     print(f"{machine(device)}; {build_info()}")
     rows, ratios = [], {True: [], False: []}
@@ -97,4 +96,4 @@ def main(device: str = "cpu") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    start(main)

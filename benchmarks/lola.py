@@ -106,7 +106,7 @@ def compare(run: Run, rows: list[int], episodes: int) -> tuple[list[tuple[str, .
     return lines, told
 
 
-def main(config: str, episodes: str = "50") -> None:
+def main(config: str, episodes: int = 50) -> None:
     run = Run(config)
     settings = parse(lola.Config, run.settings("lola"), "lola")
     print(
@@ -114,7 +114,7 @@ def main(config: str, episodes: str = "50") -> None:
         f"of {settings.states} x {settings.latents} lookaheads of {settings.horizon} steps"
     )
     every = list(range(len(run.seeds)))
-    found = [compare(run, rows, int(episodes)) for rows in ([0], every)]
+    found = [compare(run, rows, episodes) for rows in ([0], every)]
     head = ("seeds", "LoLA", "an update, ms", "CPU, ms", f"{episodes} episodes a task, s")
     print(table(head, [line for lines, _ in found for line in lines]))
     for _, told in found:

@@ -1,22 +1,79 @@
 """What the benchmarks share: fair timing, and the peaks of the machine that they run on."""
 
+import inspect
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
-from bfmpipe.types import UserError
+from bfmpipe.types import UserError, meant
+
+Device = Literal["cpu", "cuda"]
 
 
 def start(main: Callable[..., object]) -> None:
-    """Run a benchmark with the command line's arguments; bad input ends it with one sentence."""
+    """Run a benchmark with the command line's arguments; bad input ends it with one sentence.
+
+    The arguments are those of `main`, by its annotations; --help prints the module's docstring.
+    """
+    words = sys.argv[1:]
+    if {"-h", "--help"} & {*words}:
+        print(inspect.getdoc(sys.modules[main.__module__]))
+        sys.exit()
     try:
-        sys.exit(main(*sys.argv[1:]) or 0)
+        sys.exit(main(*_arguments(main, words)) or 0)
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+def _arguments(main: Callable[..., object], words: Sequence[str]) -> list[Any]:
+    signature = inspect.signature(main, eval_str=True)
+    parameters = list(signature.parameters.values())
+    try:
+        signature.bind(*words)
+    except TypeError:
+        spec = sys.modules[main.__module__].__spec__
+        usage = " ".join(["python -m", spec.name if spec else "", *map(_shown, parameters)])
+        raise UserError(f"{len(words)} arguments given; usage: {usage}") from None
+    return [_value(word, parameters[min(i, len(parameters) - 1)]) for i, word in enumerate(words)]
+
+
+def _shown(parameter: inspect.Parameter) -> str:
+    name = "|".join(get_args(parameter.annotation)) or parameter.name.upper()
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return f"[{name} ...]"
+    return name if parameter.default is parameter.empty else f"[{name}]"
+
+
+def _value(word: str, parameter: inspect.Parameter) -> Any:
+    kind, name = parameter.annotation, parameter.name.upper()
+    if choices := get_args(kind):
+        if word not in choices:
+            valid = f"{', '.join(choices)}{meant(word, choices)}"
+            raise UserError(f"{name} is '{word}'; valid: {valid}")
+        if word == "cuda" and not torch.cuda.is_available():
+            raise UserError("torch finds no usable GPU on this machine; leave cuda out")
+        return word
+    try:
+        return kind(word)
+    except ValueError:
+        number = "a whole number" if kind is int else "a number"
+        raise UserError(f"{name} is '{word}'; valid: {number}") from None
+
+
+def tables(results: str) -> Path:
+    """The directory of a finished run's tables."""
+    directory = Path(results) / "tables"
+    if not directory.is_dir():
+        raise UserError(
+            f"{directory}: no such directory; run the experiment first (`make`, or snakemake), or "
+            "name the directory of a finished run"
+        )
+    return directory
 
 
 class Seconds(NamedTuple):

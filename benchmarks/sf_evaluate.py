@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import machine, matrix_peak, start, table, time_alternately
+from benchmarks.measuring import Device, machine, matrix_peak, start, table, time_alternately
 from bfmpipe.kernels import (
     Embedding,
     Linear,
@@ -133,7 +133,7 @@ CALLS = {
 }
 
 
-def main(device: str = "cpu") -> None:
+def main(device: Device = "cpu") -> None:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     print(f"{machine(device)}; {build_info()}\n")

@@ -12,7 +12,6 @@ one control step of one environment with its observation and its reward.
 """
 
 import os
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -32,7 +31,7 @@ from dm_control.utils.rewards import tolerance
 from mujoco.batch import Batch
 from torch import nn
 
-from benchmarks.measuring import Seconds, table, time_alternately
+from benchmarks.measuring import Seconds, start, table, time_alternately
 from bfmpipe.envs import make_domain, point_mass_maze
 from bfmpipe.envs.batched import BatchedEnv
 
@@ -208,15 +207,15 @@ def relabelling() -> str:
 
 
 @torch.no_grad()
-def main() -> None:
+def main(threads: int = 0) -> None:
     cores = len(os.sched_getaffinity(0))
-    threads = int(sys.argv[1]) if len(sys.argv) > 1 else cores
+    threads = threads or cores
     torch.set_num_threads(threads)
-    start = time.perf_counter()
+    began = time.perf_counter()
     print(f"{NENV} environments, {threads} threads on {cores} cores\n")
     print(stepping(threads), "\n", relabelling(), sep="\n")
-    print(f"\n{time.perf_counter() - start:.0f} s in all")
+    print(f"\n{time.perf_counter() - began:.0f} s in all")
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measuring import start, table
+from benchmarks.measuring import start, table, tables
 from bfmpipe.data.tables import read_table
 from bfmpipe.report.rows import Columns, count, distinct, one, select
 
@@ -87,9 +87,9 @@ def verdicts(out: Path) -> str:
 
 
 def main(out: str) -> None:
-    tables = Path(out) / "tables"
+    directory = tables(out)
     summary, curves = (
-        read_table(tables / f"{name}.parquet", name)[0] for name in ("summary", "curves")
+        read_table(directory / f"{name}.parquet", name)[0] for name in ("summary", "curves")
     )
     parts = []
     for domain, agent, family in distinct(summary, "domain", "agent", "family"):

@@ -17,11 +17,11 @@ from benchmarks.runs import Run
 ROUNDS = 3
 
 
-def main(config: str, episodes: str = "8") -> None:
+def main(config: str, episodes: int = 8) -> None:
     """Print a table of one row a method."""
     torch.set_num_threads(1)
     run = Run(config)
-    budget = int(episodes) * run.domain.config.episode_steps
+    budget = episodes * run.domain.config.episode_steps
 
     def spend(method: str, rows: list[int]) -> tuple[float, float]:
         problem = run.problem(rows, budget=budget)

@@ -12,7 +12,6 @@ plain one also compiled with CUDA graphs, in float32 and under autocast, and thr
 """
 
 import copy
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.measuring import machine, matrix_peak, table, time_alternately
+from benchmarks.measuring import Device, machine, matrix_peak, start, table, time_alternately
 from bfmpipe import plugins
 from bfmpipe.agents import fb
 from bfmpipe.agents.base import Batch
@@ -336,6 +335,10 @@ def on_gpu() -> None:
     print(table(("", "updates x seeds / s", *head), rows))
 
 
-if __name__ == "__main__":
+def main(device: Device = "cpu") -> None:
     torch.manual_seed(0)
-    on_gpu() if sys.argv[1:] == ["cuda"] else on_cpu()
+    on_gpu() if device == "cuda" else on_cpu()
+
+
+if __name__ == "__main__":
+    start(main)

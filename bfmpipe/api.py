@@ -12,7 +12,8 @@ starts = pretrained.domain.start_states(4, numpy.random.default_rng(0))
 print(bfmpipe.play(pretrained, goal.z[0], starts).physics[-1])
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,9 +34,10 @@ from bfmpipe.data.transitions import read as read_transitions
 from bfmpipe.envs import Domain, make_domain
 from bfmpipe.envs.batched import BatchedEnv, threads
 from bfmpipe.envs.domain import Task
+from bfmpipe.envs.tasks import OwnTask
 from bfmpipe.inference import goal, reward, tracking
 from bfmpipe.inference.reward import Inference, Latent
-from bfmpipe.types import Array, UserError
+from bfmpipe.types import Array, UserError, counted
 
 __all__ = [
     "Played",
@@ -67,7 +69,17 @@ def load(directory: Path | str) -> Pretrained:
     Raises:
         UserError: for a model that is missing, damaged, or does not fit its domain.
     """
+    if Path(directory).is_file():
+        raise UserError(
+            f"{directory}: is a file; a model is a directory with config.json and model.safetensors"
+        )
     model, card = load_model(directory)
+    if "imported" in card and "domain" not in card:
+        raise UserError(
+            f"{directory}: an imported model, trained in none of the domains here: it has no tasks "
+            "to infer, adapt to or play; `bfmpipe.agents.load_model` gives its networks (see "
+            "docs/agents.md)"
+        )
     for name in ("domain", "domain_settings"):
         if card.get(name) is None:
             raise UserError(f"{directory}: config.json does not say the model's {name}")
@@ -96,8 +108,13 @@ def infer(
         data: transitions of the same domain, relabelled with each task's reward.
         inference: how; the defaults if None.
         seed: of the choice of samples.
+
+    Raises:
+        UserError: for no tasks or what is none, data of another domain, or a task whose reward is
+            the same on all samples.
     """
     domain = pretrained.domain
+    _check_tasks(tasks, domain)
     inference = inference or Inference()
     rows = _reached(pretrained, data, inference.samples, seed)
     obs = torch.from_numpy(data.obs[rows])
@@ -243,6 +260,35 @@ def _observations(pretrained: Pretrained, obs: Array | Tensor, name: str) -> Ten
     return obs
 
 
+def _check_tasks(tasks: Sequence[Task], domain: Domain) -> None:
+    """Refuse what is no list of tasks of the domain, but for their settings."""
+    how = 'valid: a list of tasks, such as domain.tasks("mine", ["TASK"], {})'
+    if isinstance(tasks, str | Task) or not isinstance(tasks, Iterable):
+        raise UserError(f"tasks is {_named(tasks)}, alone; {how}")
+    for task in tasks:
+        if not isinstance(task, Task):
+            raise UserError(f"tasks holds {_named(task)}, which is no task; {how}")
+        if not isinstance(task, OwnTask) and task.name not in domain.task_names:
+            raise UserError(
+                f"task {task} is none of {domain.name}'s, which has {', '.join(domain.task_names)}"
+            )
+    if not len(tasks):
+        raise UserError(f"tasks is empty; {how}")
+
+
+def _named(value: object) -> str:
+    return f"the task {value}" if isinstance(value, Task) else reprlib.repr(value)
+
+
+def _check_latent(latent: Latent, tasks: Sequence[Task], model: Model) -> None:
+    shape = (len(tasks), model.z_dim)
+    for name, tensor in latent._asdict().items():
+        if tuple(tensor.shape) != shape:
+            raise UserError(
+                f"latent.{name} has the shape {tuple(tensor.shape)}; valid: {shape}, a row a task"
+            )
+
+
 def adapt(
     pretrained: Pretrained,
     tasks: Sequence[Task],
@@ -271,7 +317,8 @@ def adapt(
         seed: of the method's randomness; the evaluation has its own.
 
     Raises:
-        UserError: for unknown names or settings, or a budget that does not allow one update.
+        UserError: for unknown names or settings, tasks or a latent that do not fit, or a budget
+            that does not allow one update.
     """
     points = adapt_together(
         [pretrained],
@@ -321,6 +368,8 @@ def adapt_together(
         UserError: as `adapt`, or for models that differ in more than their weights.
     """
     domain = pretrained[0].domain
+    episodes, every = counted("episodes", episodes), counted("every", every)
+    _check_tasks(tasks, domain)
     if len(latents) != len(pretrained):
         raise UserError(f"{len(latents)} latents for {len(pretrained)} models; give one each")
     for other in pretrained[1:]:
@@ -329,6 +378,8 @@ def adapt_together(
                 f"models of {domain.name} and of {other.domain.name}, or of other settings of it, "
                 "cannot be adapted as one"
             )
+    for one, latent in zip(pretrained, latents, strict=True):
+        _check_latent(latent, tasks, one.model)
     check_domain(data, domain)
     module = plugins.load("adaptation", method)
     config = parse(module.Config, settings or {}, f"method {method}")

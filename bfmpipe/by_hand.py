@@ -5,6 +5,7 @@ the same inference, methods and evaluation, and what comes out is the latent z.
 """
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -104,14 +105,15 @@ def adapt(cfg: Adapt, *, model: Path, data: Path | None = None, latent: Path | N
         latent: the file to write; TASK-METHOD.safetensors here if None.
 
     Raises:
-        UserError: for an unknown name or setting, a file that cannot be read or written, or a
-            budget that does not allow one update.
+        UserError: for an unknown name or setting, a file that cannot be read or written, a
+            `latent` that is there and is none, or a budget that does not allow one update.
     """
     pretrained, task = _prepare(model, cfg.domain, cfg.task, cfg.task_settings)
     method = plugins.load("adaptation", cfg.method)
     settings = parse(method.Config, cfg.method_settings, f"method {cfg.method}")
     latent = latent or Path(f"{cfg.task}-{cfg.method}.safetensors")
     _check_writable(latent)
+    _check_replaceable(latent)
     transitions = api.read_transitions(_dataset(model, data))
     inferred = api.infer(pretrained, [task], transitions, seed=cfg.seed)
     evaluation = Evaluation(episodes=cfg.evaluate)
@@ -168,7 +170,12 @@ def adapt(cfg: Adapt, *, model: Path, data: Path | None = None, latent: Path | N
 
 
 def play_saved(
-    cfg: Play, *, latent: Path, model: Path | None = None, video: Path | None = None
+    cfg: Play,
+    *,
+    latent: Path,
+    model: Path | None = None,
+    task_file: str | None = None,
+    video: Path | None = None,
 ) -> None:
     """Play a latent that `adapt` saved.
 
@@ -176,6 +183,7 @@ def play_saved(
         cfg: how much.
         latent: the file.
         model: the model's directory, if it is no longer where it was.
+        task_file: the file of a task of one's own, if it is no longer where it was.
         video: a .gif, .mp4 or .png to draw.
 
     Raises:
@@ -194,7 +202,8 @@ def play_saved(
             "with --model"
         )
     model = model or Path(saved.model)
-    pretrained, task = _prepare(model, "", saved.task, saved.task_settings)
+    settings = _task_now(latent, saved.task_settings, task_file)
+    pretrained, task = _prepare(model, "", saved.task, settings)
     domain = pretrained.domain
     if file_digest(model / WEIGHTS) != saved.model_sha256:
         raise UserError(
@@ -247,6 +256,31 @@ def _prepare(
     return pretrained, made
 
 
+def _task_now(latent: Path, settings: Settings, moved: str | None) -> Settings:
+    """Settings of a saved latent's task, with its file as it is now.
+
+    A latent plays the same whatever has become of the file: only the returns are the task's.
+    """
+    if "file" not in settings:
+        if moved:
+            raise UserError(f"{latent}: its task is built in; leave --task-set out")
+        return settings
+    file = moved or str(settings["file"])
+    if not Path(file).is_file():
+        raise UserError(
+            f"{latent}: its task is a function of {file}, where there is none; say where it is now "
+            "with --task-set file=FILE.py"
+        )
+    found = own_tasks.digest(file)
+    if found != settings.get("digest"):
+        print(
+            f"warning: {file} has changed since {latent} was adapted to it; the returns are those "
+            "of the task as it is now",
+            file=sys.stderr,
+        )
+    return {**settings, "file": file, "digest": found}
+
+
 def _dataset(model: Path, given: Path | None) -> Path:
     """The data set: the one given, or the pipeline's, DOMAIN/data.parquet of DOMAIN/AGENT/SEED/."""
     if given:
@@ -264,11 +298,31 @@ def _check_writable(path: Path) -> None:
     """Find out before the work is done whether its file can be written."""
     if path.is_dir():
         raise UserError(f"{path}: is a directory; name a file to write")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(f"{path}: is a link, device or pipe; name a plain file to write")
     existing = next(parent for parent in path.absolute().parents if parent.exists())
     try:
         tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse to write over anything but an earlier latent, and announce that."""
+    if not path.exists():
+        return
+    try:
+        there = parse(Saved, load_tensors(path)[1], str(path))
+    except UserError as error:
+        raise UserError(
+            f"{path}: is there already, and is no latent that `bfmpipe adapt` saved; name another "
+            "file with --latent-out"
+        ) from error
+    print(
+        f"{path}: holds a latent of {there.method} that returns {np.mean(there.returns_after):.2f};"
+        " what this run saves will replace it",
+        file=sys.stderr,
+    )
 
 
 def _check_video(pretrained: api.Pretrained, video: Path) -> None:
@@ -308,7 +362,7 @@ def _gain(first: Evaluated, last: Evaluated) -> str:
     if abs(first.returns.mean()) < 0.005:  # shown as zero
         return ""
     percent = improvement(last.returns.mean(), first.returns.mean())
-    return f" ({percent:+.0f} %)" if np.isfinite(percent) else ""
+    return f" ({round(float(percent)):+d} %)" if np.isfinite(percent) else ""  # no -0
 
 
 def _moved_weights(first: Evaluated, last: Evaluated) -> bool:

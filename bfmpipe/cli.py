@@ -78,6 +78,23 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+class _Once(argparse.Action):
+    """Store a value, as argparse does, but not over another one that was given."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            raise UserError(f"{option} is given twice")
+        setattr(namespace, self.dest, values)
+
+
+def _parser(**settings: Any) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(**settings)
+    parser.register("action", None, _Once)
+    return parser
+
+
 def _commands() -> str:
     """Every command and the sentence it begins with; read, not imported, since torch is slow."""
     said = {name: first for name, (first, _) in _OTHERS.items()}
@@ -98,7 +115,7 @@ def _run(name: str, argv: list[str]) -> None:
     stage = getattr(importlib.import_module(f"bfmpipe.stages.{name}"), name)
     hints = inspect.get_annotations(stage, eval_str=True)
     cfg_name, *files = inspect.signature(stage).parameters
-    parser = argparse.ArgumentParser(prog=f"bfmpipe {name}", description=inspect.getdoc(stage))
+    parser = _parser(prog=f"bfmpipe {name}", description=inspect.getdoc(stage))
     parser.add_argument(f"--{cfg_name}", required=True, help="settings as JSON, or @file")
     for file in files:
         many = get_origin(hints[file]) is list
@@ -170,7 +187,7 @@ def _is_stage(argv: list[str]) -> bool:
 
 
 def _adapt_by_hand(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = _parser(
         prog="bfmpipe adapt",
         description=_BY_HAND,
         epilog="the stage, which `bfmpipe adapt --cfg {} --help` explains:\n"
@@ -211,9 +228,10 @@ _PLAY = "play a latent that `bfmpipe adapt` saved, or zero-shot, and make a film
 
 
 def _play(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = _parser(
         prog="bfmpipe play",
-        usage="bfmpipe play FILE [--model DIR] [--episodes N] [--video FILE]\n"
+        usage="bfmpipe play FILE [--model DIR] [--task-set file=FILE.py] [--episodes N] "
+        "[--video FILE]\n"
         "       bfmpipe play --model DIR --task TASK [--domain DOMAIN] [--task-set KEY=VALUE ...]\n"
         "                    [--data FILE] [--seed N] [--episodes N] [--video FILE]",
         description="Play a latent that `bfmpipe adapt` saved, from the start states that it was "
@@ -233,6 +251,9 @@ def _play(argv: list[str]) -> int:
     latent, model, data, video = (given.pop(n) for n in ("latent", "model", "data", "video"))
     settings = _task(given)
     episodes = {k: settings.pop(k) for k in ("episodes",) if k in settings}
+    task_file = None
+    if latent is not None and list(settings["task_settings"]) == ["file"]:  # it has moved
+        task_file = str(settings["task_settings"].pop("file"))
     named = {**settings, **({"data": data} if data else {})}
     if latent is None and (model is None or "task" not in named):
         raise UserError("name the file of a latent, or a --model and a --task to play zero-shot")
@@ -246,7 +267,7 @@ def _play(argv: list[str]) -> int:
 
     cfg = parse(by_hand.Play, episodes, "the arguments")
     if latent is not None:
-        by_hand.play_saved(cfg, latent=latent, model=model, video=video)
+        by_hand.play_saved(cfg, latent=latent, model=model, task_file=task_file, video=video)
         return 0
     zero_shot = parse(by_hand.ZeroShot, settings, "the arguments")
     by_hand.play_zero_shot(cfg, zero_shot, model=model, data=data, video=video)

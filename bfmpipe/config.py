@@ -33,6 +33,17 @@ class Config(pydantic.BaseModel):
     )
 
 
+def spelt(pattern: str, said: str) -> pydantic.AfterValidator:
+    """A condition on a text: that the whole of it matches `pattern`, which `said` is in words."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"{_show(text)} is not {said}")
+        return text
+
+    return pydantic.AfterValidator(check)
+
+
 def parse(cls: type[C], mapping: object, where: str, *, at: str = "") -> C:
     """Check a mapping read from YAML or JSON against a section.
 
@@ -157,7 +168,7 @@ def _follows(error: Any) -> bool:
 
 def _complaint(cls: type[Config], error: Any, top: Place) -> str:
     """Say one of pydantic's errors (``ErrorDetails``) in words, beginning with its place."""
-    loc, owner = _resolve(cls, error["loc"])
+    loc, owner = _resolve(cls, tuple(part for part in error["loc"] if part != "[key]"))
     place = _dotted(top + loc)
     value, shown = error["input"], _show(error["input"])
     at = f"{place}: " if place else ""

@@ -6,15 +6,18 @@ The Snakefile asks for one stage's settings at a time, so that a change elsewher
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field, JsonValue, field_validator
 
 from bfmpipe import plugins
 from bfmpipe.adaptation.diagnosis import DiagnosisConfig
 from bfmpipe.adaptation.protocol import Evaluation
+from bfmpipe.agents.event_files import check as check_tensorboard
 from bfmpipe.agents.trainer import TrainerConfig
-from bfmpipe.config import Config, canonical, load_yaml, parse
+from bfmpipe.config import Config, canonical, load_yaml, parse, spelt
 from bfmpipe.data import exorl, transitions
 from bfmpipe.data.tables import open_table
 from bfmpipe.envs import make_domain
@@ -85,16 +88,22 @@ class AdaptSection(Config):
 class Experiment(Config):
     """A whole experiment: every domain x agent x seed x method."""
 
-    results: str = Field("results", pattern=r"^[\w./+-]+$")
+    results: Annotated[str, spelt(r"[\w./+-]+", "made of letters, digits and ./_+- only")] = (
+        "results"
+    )
     """The directory everything is written to: letters, digits and ./_+- only, since its name
     stands in the shell commands of all jobs."""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1)
     domains: dict[str, DomainSection] = Field(min_length=1)
-    name: str = Field("", pattern=r"^(\w[\w.-]*)?$")
+    name: Annotated[
+        str, spelt(r"(\w[\w.-]*)?", "a letter or digit and then letters, digits and ._- only")
+    ] = ""
     """Where below `results` tables, figures and the report go, so that experiments can share data,
     models and adaptations; letters, digits and ._- only."""
     agents: dict[str, Settings] = Field(min_length=1)
-    methods: dict[Annotated[str, Field(pattern=r"^[a-z0-9-]+$")], Settings] = Field(min_length=1)
+    methods: dict[
+        Annotated[str, spelt(r"[a-z0-9-]+", "made of small letters, digits and - only")], Settings
+    ] = Field(min_length=1)
     """By the name of their module, or by any other with the module's as `method` among the
     settings: the same method in variants."""
     select: tuple[str, ...] = ()
@@ -311,6 +320,8 @@ def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Exp
             except UserError as error:
                 raise UserError(f"{where}: {section_name}: {error}") from error
             parsed = parse(module.Config, settings, where, at=place)
+            if kind == "agents":
+                _check_agent(module, parsed, domains, experiment.collect, f"{where}: {place}")
             if kind == "adaptation":
                 _check_budget(
                     module.Method, parsed, domains, experiment.adapt.episodes, f"{where}: {place}"
@@ -320,8 +331,41 @@ def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Exp
                     explored_episodes(module, name, experiment.collect.episodes)
                 except UserError as error:
                     raise UserError(f"{where}: {error}") from error
+    if experiment.pretrain.tensorboard:
+        try:
+            check_tensorboard()
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
     Claims(claims=experiment.claims).parsed(tuple(experiment.methods), where)
     return experiment
+
+
+def _check_agent(
+    module: ModuleType,
+    config: Config,
+    domains: Sequence[Domain],
+    collect: CollectSection,
+    where: str,
+) -> None:
+    """Refuse an agent that does not fit a domain, or whose batch the explored data cannot fill."""
+    for domain in domains:
+        steps = domain.config.episode_steps
+        try:
+            with torch.device("meta"):  # no weights, which take seconds
+                model = module.Model(config, domain.obs_dim, domain.action_dim)
+            stride, batch = model.config.stride, model.config.batch
+            if collect.episodes is None:  # an import, whose episodes are as they come
+                continue
+            if stride > steps:
+                raise UserError(f"a stride of {stride} is longer than an episode of {steps} steps")
+            transitions = collect.episodes * (steps - stride + 1)
+            if batch > transitions:
+                raise UserError(
+                    f"{collect.episodes} episodes are {transitions:,} transitions, fewer than one "
+                    f"batch of {batch:,}; collect more or set a smaller batch"
+                )
+        except UserError as error:
+            raise UserError(f"{where}: on {domain.name}, {error}") from error
 
 
 def _check_budget(

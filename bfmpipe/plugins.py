@@ -7,10 +7,11 @@ The interface itself, a class of that name derived from ``ABC``, is no plugin.
 
 import ast
 import importlib
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
-from bfmpipe.types import UserError, meant
+from bfmpipe.types import UserError, at, meant, not_python, raised
 
 #: The class that makes a module a plugin of each kind.
 PLUGIN_CLASS = {
@@ -31,6 +32,8 @@ _PACKAGE = Path(__file__).parent
 def names(kind: str, *, root: Path = _PACKAGE) -> tuple[str, ...]:
     """Name the plugins of a kind, sorted, importing none of them.
 
+    A file that cannot be parsed is none; `load` says why when it is asked for.
+
     Args:
         kind: a key of `PLUGIN_CLASS`.
         root: the package's directory.
@@ -40,8 +43,11 @@ def names(kind: str, *, root: Path = _PACKAGE) -> tuple[str, ...]:
     """
     if kind not in PLUGIN_CLASS:
         raise UserError(f"no plugins of kind '{kind}'; there are {', '.join(PLUGIN_CLASS)}")
-    found = (root / _DIRECTORY.get(kind, kind)).glob("[a-z]*.py")
-    stems = [path.stem for path in found if _defines(path, PLUGIN_CLASS[kind])]
+    stems = []
+    for path in (root / _DIRECTORY.get(kind, kind)).glob("[a-z]*.py"):
+        with suppress(SyntaxError, ValueError, OSError):
+            if _defines(path, PLUGIN_CLASS[kind]):
+                stems.append(path.stem)
     if kind in _HYPHENATED:
         stems = [stem.replace("_", "-") for stem in stems]
     return tuple(sorted(stems))
@@ -56,9 +62,23 @@ def load(kind: str, name: str, *, root: Path = _PACKAGE) -> ModuleType:
         root: the package's directory; its name is the package's name.
 
     Raises:
-        UserError: there is no such kind or no such plugin.
+        UserError: there is no such kind or no such plugin, or its module cannot be imported or
+            lacks a class.
     """
-    return importlib.import_module(module_name(kind, name, root=root))
+    dotted = module_name(kind, name, root=root)
+    path = _file(kind, name, root)
+    try:
+        module = importlib.import_module(dotted)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{at(path, error)}: {raised(error)}") from error
+    lacks = [] if hasattr(module, "Config") else ["Config"]
+    if kind == "agents" and not _defines(path, "Model"):  # what is trained must be loaded later
+        lacks.append("Model")
+    if lacks:
+        raise UserError(f"{path}: defines no class {' and no class '.join(lacks)}")
+    return module
 
 
 def module_name(kind: str, name: str, *, root: Path = _PACKAGE) -> str:
@@ -66,10 +86,36 @@ def module_name(kind: str, name: str, *, root: Path = _PACKAGE) -> str:
     known = names(kind, root=root)
     package = f"{root.name}.{_DIRECTORY.get(kind, kind)}"
     if name not in known:
+        is_name = name.replace("-", "_").isidentifier()
+        why = _why_not(_file(kind, name, root), PLUGIN_CLASS[kind]) if is_name else ""
         raise UserError(
-            f"no '{name}' in {package}; it has {', '.join(known) or 'none'}{meant(name, known)}"
+            f"no '{name}' in {package}{why}; it has {', '.join(known) or 'none'}"
+            f"{meant(name, known)}"
         )
     return f"{package}.{name.replace('-', '_')}"
+
+
+def _file(kind: str, name: str, root: Path) -> Path:
+    """Where the plugin ``name`` is, if there is one."""
+    if kind in _HYPHENATED:
+        name = name.replace("_", " ").replace("-", "_")  # it has one spelling
+    return root / _DIRECTORY.get(kind, kind) / f"{name}.py"
+
+
+def _why_not(path: Path, name: str) -> str:
+    """Why a file is no plugin, if there is one of that name.
+
+    Raises:
+        UserError: it is not Python.
+    """
+    if path.stem.startswith("_") or not path.is_file():
+        return ""
+    try:
+        return "" if _defines(path, name) else f": {path.name} defines no class {name}"
+    except (SyntaxError, ValueError) as error:
+        raise not_python(path, error) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _defines(path: Path, name: str) -> bool:

@@ -185,12 +185,56 @@ def test_data_of_another_domain_are_refused(pretrained, tasks, data):
         ({"settings": {"sigam": 1.0}}, "method lola: sigam is not a setting; did you mean sigma?"),
         ({"settings": {"sigma": "1e-1"}}, "(YAML reads 1e-1 as a string; write 1.0e-1)"),
         ({"settings": {}}, "lola: a budget of 80 environment steps is too small"),
+        ({"every": 0}, "every is 0; valid: a whole number, 1 or more"),
+        ({"every": True}, "every is True; valid: a whole number, 1 or more"),
+        ({"episodes": 64.5}, "episodes is 64.5; valid: a whole number, 1 or more"),
+        ({"episodes": "4"}, "episodes is '4'; valid: a whole number, 1 or more"),
     ],
 )
 def test_bad_requests_are_refused(pretrained, tasks, data, changed, said):
     with pytest.raises(UserError) as caught:
         adapt(pretrained, tasks, data, **changed)
     assert said in str(caught.value)
+
+
+def test_numbers_of_numpy_are_numbers(pretrained, tasks, data):
+    points = adapt(pretrained, tasks, data, episodes=np.int64(4), every=np.int32(2))
+    assert [point.env_steps for point in points] == [0, 40, 80]
+
+
+def test_what_is_no_list_of_tasks_is_refused(pretrained, tasks, data):
+    latent = bfmpipe.infer(pretrained, tasks, data)
+    walker = bfmpipe.make_domain("walker", {}).tasks("a", ["run"], {})
+    for given, said in (
+        (tasks[0], "tasks is the task reach/reach_top_left, alone; valid: a list of tasks"),
+        ("reach_top_left", "tasks is 'reach_top_left', alone; valid: a list of tasks, such as"),
+        (None, "tasks is None, alone; valid"),
+        (["reach_top_left"], "tasks holds 'reach_top_left', which is no task; valid: a list of"),
+        ([], "tasks is empty; valid: a list of tasks"),
+        (walker, "task a/run is none of point_mass_maze's, which has reach_top_left, "),
+    ):
+        for ask in (
+            lambda given: bfmpipe.infer(pretrained, given, data),
+            lambda given: bfmpipe.adapt(
+                pretrained, given, latent, data, method="zero-shot", episodes=1
+            ),
+        ):
+            with pytest.raises(UserError) as caught:
+                ask(given)
+            assert str(caught.value).startswith(said)
+
+
+def test_a_latent_of_another_shape_than_the_tasks_is_refused(pretrained, tasks, data):
+    latent = bfmpipe.infer(pretrained, tasks, data)
+    other = latent._replace(w=latent.w[:, :3])
+    one = bfmpipe.infer(pretrained, tasks[:1], data)
+    for wrong, said in (
+        (one, r"latent\.w has the shape \(1, 6\); valid: \(2, 6\), a row a task"),
+        (other, r"latent\.w has the shape \(2, 3\); valid: \(2, 6\)"),
+        (latent._replace(z=latent.z[0]), r"latent\.z has the shape \(6,\); valid: \(2, 6\)"),
+    ):
+        with pytest.raises(UserError, match=said):
+            bfmpipe.adapt(pretrained, tasks, wrong, data, method="zero-shot", episodes=1)
 
 
 def test_unknown_tasks_and_task_settings_are_refused(pretrained):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -211,8 +212,40 @@ def test_a_task_of_ones_own(tiny, here, tmp_path, capsys, monkeypatch):
     _, header = load_tensors(here / "near-lola.safetensors")
     assert said_returns(capsys.readouterr().out) == pytest.approx(header["returns_after"])
     assert all(value == int(value) for value in header["returns_after"])
-    (here / "mine.py").write_text(OWN.replace("< 0", "> 0"))
-    assert f"{here}/mine.py has changed" in refused(capsys, played)
+
+
+def said_of_own_task(latent, capsys, *more):
+    assert main(["play", str(latent), "--episodes", "3", *map(str, more)]) == 0
+    captured = capsys.readouterr()
+    return said_returns(captured.out), captured.err
+
+
+def test_a_latent_outlives_its_own_tasks_file(tiny, here, capsys):
+    """What it does is the same whatever has become of the file; the returns are the file's."""
+    mine, moved, latent = here / "mine.py", here / "moved.py", here / "near-lola.safetensors"
+    mine.write_text(OWN)
+    options = ["--model", str(tiny.model), "--data", str(tiny.dataset), "--method", "lola"]
+    own = ["--task", "near", "--task-set", "file=mine.py"]
+    assert main(["adapt", *options, *own, *SHORT, "--set", *LOLA_WORDS]) == 0
+    capsys.readouterr()
+    before, said = said_of_own_task(latent, capsys)
+    assert said == ""
+    mine.write_text(OWN.replace("* 1.0", "* 2.0"))
+    after, said = said_of_own_task(latent, capsys)
+    assert after == [2 * value for value in before]
+    assert said.startswith(f"warning: {mine} has changed since {latent} was adapted to it")
+    assert said.count("\n") == 1
+    mine.rename(moved)
+    line = refused(capsys, ["play", latent])
+    assert line.startswith(f"{latent}: its task is a function of {mine}, where there is none; say")
+    assert line.endswith("--task-set file=FILE.py")
+    moved.write_text(OWN)
+    assert said_of_own_task(latent, capsys, "--task-set", f"file={moved}") == (before, "")
+
+
+def test_only_an_own_task_has_a_file(latent, capsys):
+    line = refused(capsys, ["play", latent, "--task-set", "file=mine.py"])
+    assert line == f"{latent}: its task is built in; leave --task-set out"
 
 
 ADAPT_MISTAKES = [
@@ -233,7 +266,11 @@ ADAPT_MISTAKES = [
     (["--evaluate", "1"], "the arguments: evaluate: 1 should be greater than or equal to 2"),
     (["--seed", "-1"], "the arguments: seed: -1 should be greater than or equal to 0"),
     (["--set", "horizon=50"], "lola: a budget of 80 environment steps is too small for one update"),
+    (["--task", "reach_top_right"], "--task is given twice"),
+    (["--latent-out", "a", "--latent-out", "b"], "--latent-out is given twice"),
     (["--model", "none"], "none/config.json: no such file; a model is a directory"),
+    (["--model", "{data}"], "{data}: is a file; a model is a directory with config.json and"),
+    (["--data", "{model}/config.json"], "{model}/config.json: is text, not a Parquet file"),
     (["--data", "none.parquet"], "none.parquet: no such file"),
     (["--latent-out", "{here}"], "{here}: is a directory; name a file to write"),
     (["--latent-out", "{model}/config.json/z"], "{model}/config.json/z: cannot be written: Not a"),
@@ -245,13 +282,62 @@ ADAPT_MISTAKES = [
 )
 def test_a_mistake_is_one_line_and_writes_nothing(tiny, here, capsys, changed, said):
     changed, (said,) = (
-        [word.format(here=here, model=tiny.model) for word in words] for words in (changed, [said])
+        [word.format(here=here, model=tiny.model, data=tiny.dataset) for word in words]
+        for words in (changed, [said])
     )
-    options = ["--model", tiny.model, "--data", tiny.dataset, "--method", "lola", *SHORT]
-    sizes = ["--set", *LOLA_WORDS[:2]]
-    argv = ["adapt", *options, "--task", "reach_top_left", *sizes, *changed]
+    options = {
+        "--model": tiny.model,
+        "--data": tiny.dataset,
+        "--method": "lola",
+        "--episodes": 4,
+        "--every": 2,
+        "--evaluate": 3,
+        "--task": "reach_top_left",
+    }
+    if "twice" not in said:
+        options = {name: value for name, value in options.items() if name not in changed}
+    words = [word for option in options.items() for word in option]
+    argv = ["adapt", *words, "--set", *LOLA_WORDS[:2], *changed]
     assert refused(capsys, argv).startswith(said)
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("there", ["model", "text", "link", "dangling", "pipe"])
+def test_nothing_but_a_latent_is_written_over(tiny, here, model_copy, capsys, there):
+    out = here / "out"
+    if there == "model":
+        out = model_copy / WEIGHTS
+    elif there == "text":
+        out.write_text("notes")
+    elif there == "pipe":
+        os.mkfifo(out)
+    else:
+        out.symlink_to(model_copy / WEIGHTS if there == "link" else here / "nothing")
+    before = (out.lstat(), out.read_bytes() if out.is_file() else None)
+    options = ["--model", tiny.model, "--data", tiny.dataset, "--method", "lola", *SHORT]
+    argv = ["adapt", *options, *TASK, "--set", *LOLA_WORDS, "--latent-out", out]
+    kind = "no latent that `bfmpipe adapt` saved" if there in ("model", "text") else "a link"
+    line = refused(capsys, argv)
+    assert line.startswith(f"{out}: is ")
+    assert kind in line
+    assert (out.lstat(), out.read_bytes() if out.is_file() else None) == before
+
+
+def test_a_latent_that_is_replaced_is_announced_first(tiny, latent, capsys):
+    _, header = load_tensors(latent)
+    assert adapt(tiny, "--seed", "1") == 0
+    first = capsys.readouterr().err.splitlines()[0]
+    mean = np.mean(header["returns_after"])
+    assert first.startswith(f"{latent.name}: holds a latent of lola that returns {mean:.2f}; what ")
+    assert load_tensors(latent)[1]["seed"] == 1
+
+
+def test_a_gain_of_nothing_has_no_sign_of_a_loss():
+    def point(value):
+        return SimpleNamespace(returns=np.full((1, 3), value))
+
+    assert by_hand._gain(point(100.0), point(99.9)) == " (+0 %)"
+    assert by_hand._gain(point(100.0), point(98.9)) == " (-1 %)"
 
 
 def test_a_task_that_is_never_rewarded_is_one_line(tiny, here, capsys):
@@ -308,7 +394,8 @@ def test_a_latent_that_is_none_is_refused(latent, capsys, change, said):
         (["--model", "{model}"], "name the file of a latent, or a --model and a --task"),
         (["--task", "reach_top_left"], "name the file of a latent, or a --model and a --task"),
         (["none"], "none: no such file"),
-        (["{model}/config.json"], "{model}/config.json: damaged or not a safetensors file"),
+        (["{model}/config.json"], "{model}/config.json: is text, not a safetensors file"),
+        (["{data}"], "{data}: is a Parquet file, not a safetensors file"),
         (["{model}/model.safetensors"], "{model}/model.safetensors: holds a model; expected a"),
         (["{latent}", "--task", "x"], "{latent} says what is played; leave --task out"),
         (["{latent}", "--seed", "0"], "{latent} says what is played; leave --seed out"),
@@ -320,7 +407,8 @@ def test_a_latent_that_is_none_is_refused(latent, capsys, change, said):
 )
 def test_a_mistake_in_playing_is_one_line(tiny, latent, capsys, argv, said):
     argv, (said,) = (
-        [word.format(latent=latent, model=tiny.model) for word in words] for words in (argv, [said])
+        [word.format(latent=latent, model=tiny.model, data=tiny.dataset) for word in words]
+        for words in (argv, [said])
     )
     assert refused(capsys, ["play", *argv]).startswith(said)
 

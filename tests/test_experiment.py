@@ -5,10 +5,12 @@ import importlib
 import inspect
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 
 from bfmpipe import code, experiment, plugins
 from bfmpipe.cli import NAMES
@@ -132,7 +134,8 @@ EVERYTHING_WITH_TASKS = {"infer", "probe", "adapt", "diagnose", "describe", "plo
         (setting("name", value="first"), set()),
     ],
 )
-def test_a_change_reaches_only_the_stages_it_concerns(smoke, change, stages):
+def test_a_change_reaches_only_the_stages_it_concerns(smoke, change, stages, monkeypatch):
+    monkeypatch.setattr(experiment, "check_tensorboard", lambda: None)
     changed = stages_changed(smoke, change)
     # the report shows the configuration, all but the directory it is written to
     assert {key[0] for key in changed} - {"report"} == stages
@@ -442,7 +445,10 @@ MISTAKES = [
         setting("methods", "random", value={"method": "lola"}),
         "methods.random: a variant of lola needs a name of its own; random is another policy's",
     ),
-    (setting("methods", "LoLA 2", value={"method": "lola"}), "methods.LoLA 2"),
+    (
+        setting("methods", "LoLA 2", value={"method": "lola"}),
+        "methods.LoLA 2: 'LoLA 2' is not made of small letters, digits and - only",
+    ),
     (setting("methods", value={"lola": {}}), "methods: zero-shot is missing; every table"),
     (
         setting("select", value=["zero-shot", "lloa"]),
@@ -462,9 +468,16 @@ MISTAKES = [
     (setting("claims", value=["gain"]), "claims: ['gain'] is a list, not a mapping"),
     (setting("diagnose", "starts", value=2), "diagnose.starts: 2 should be greater than or equal"),
     (setting("diagnose", "sample", value=2), "diagnose.sample is not a setting; did you mean"),
-    (setting("name", value="../x"), "name: "),
-    (setting("name", value=".."), "name: "),
-    (setting("name", value="a/b"), "name: "),
+    (
+        setting("results", value="my results"),
+        "results: 'my results' is not made of letters, digits and ./_+- only",
+    ),
+    (
+        setting("name", value="../x"),
+        "name: '../x' is not a letter or digit and then letters, digits and ._- only",
+    ),
+    (setting("name", value=".."), "name: '..' is not"),
+    (setting("name", value="a/b"), "name: 'a/b' is not"),
     (setting("name", value="tables"), "name: results/smoke/tables holds other files; choose"),
     (
         setting("name", value="point_mass_maze"),
@@ -508,6 +521,18 @@ MISTAKES = [
         setting(*DOMAIN, "tasks", value={}),
         "domains.point_mass_maze.tasks: has 0 entries, but needs 1 or more",
     ),
+    (
+        setting("agents", "fb", "backward_obs", value=[0, 9]),
+        "agents.fb: on point_mass_maze, backward_obs is [0, 9]; an observation has 4 entries",
+    ),
+    (
+        setting("agents", "hilp", value={"stride": 21, "batch": 2}),
+        "agents.hilp: on point_mass_maze, a stride of 21 is longer than an episode of 20 steps",
+    ),
+    (
+        setting("agents", "fb", "batch", value=1201),
+        "agents.fb: on point_mass_maze, 60 episodes are 1,200 transitions, fewer than one batch of",
+    ),
     (setting("seeds", value=[]), "seeds: has 0 entries, but needs 1 or more"),
     (setting("seeds", value=3), "seeds: 3 is a number, not a list"),
     (setting("seeds", value=[0, 0]), "seeds: a seed stands twice"),
@@ -527,6 +552,29 @@ def test_a_mistake_is_named_in_one_line(smoke, change, said):
     text = str(caught.value)
     assert text.startswith(f"my.yaml: {said}")
     assert "\n" not in text
+
+
+def test_the_largest_batch_and_stride_that_can_be_run_are_taken(smoke):
+    smoke["agents"]["fb"] |= {"batch": 60, "stride": 20}
+    experiment.check(smoke, "my.yaml")
+    smoke["agents"]["fb"] |= {"batch": 61}
+    with pytest.raises(UserError, match="60 episodes are 60 transitions"):
+        experiment.check(smoke, "my.yaml")
+    smoke["collect"] = {"explorer": "exorl", "settings": {"path": "x"}}  # nobody knows yet
+    experiment.check(smoke, "my.yaml")
+
+
+def test_event_files_that_cannot_be_written_are_refused(smoke, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    smoke["pretrain"]["tensorboard"] = True
+    with pytest.raises(UserError, match=r"^my\.yaml: pretrain\.tensorboard is true, but the pack"):
+        experiment.check(smoke, "my.yaml")
+
+
+def test_a_gpu_is_not_asked_for_where_only_jobs_need_it(smoke, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a cluster's login node
+    smoke["pretrain"]["device"] = "cuda"
+    experiment.check(smoke, "my.yaml")
 
 
 @pytest.mark.parametrize("section", ["seeds", "domains", "agents", "methods", "collect", "adapt"])

@@ -258,5 +258,6 @@ def test_what_cannot_be_played_is_named():
     ):
         with pytest.raises(UserError, match=said):
             env.step(action)
-    with pytest.raises(UserError, match="walker: 0 environments asked for"):
-        bfmpipe.make_vec("walker/run", 0)
+    for number in (0, 2.5, "3"):
+        with pytest.raises(UserError, match=rf"num_envs is {number!r}; valid: a whole number, 1 "):
+            bfmpipe.make_vec("walker/run", number)

@@ -9,17 +9,17 @@ FILES = {
     "__init__.py": "",
     "agents/__init__.py": "class Agent: pass\n",
     "agents/base.py": "from abc import ABC\n\nclass Agent(ABC): pass\n\nclass Model(ABC): pass\n",
-    "agents/fb.py": "class Agent: pass\n\nclass Model: pass\n",
+    "agents/fb.py": "class Config: pass\n\nclass Agent: pass\n\nclass Model: pass\n",
     "agents/hilp.py": "from . import base\n\nclass Agent(base.Agent): pass\n",
     "agents/helpers.py": "def f():\n    class Agent: pass\n",
     "agents/imports.py": "from .fb import Agent\n",
     "agents/_draft.py": "class Agent: pass\n",
-    "agents/imported.py": "from . import base\n\nclass Model(base.Model): pass\n",
+    "agents/imported.py": "from .base import Model as M\nclass Model(M): pass\nConfig = dict\n",
     "agents/broken.txt": "class Agent: pass\n",
     "adaptation/__init__.py": "",
     "adaptation/td3.py": "class Method: pass\n",
     "adaptation/td3_scratch.py": "class Method: pass\n",
-    "adaptation/zero_shot.py": "class Method: name = 'zero shot'\n",
+    "adaptation/zero_shot.py": "class Config: pass\n\nclass Method: name = 'zero shot'\n",
     "envs/__init__.py": "",
     "secret.py": "class Agent: pass\n",
 }
@@ -49,10 +49,14 @@ def test_models_that_are_loaded_are_more_than_agents_that_are_trained(root):
     assert module.__name__ == "pluginpipe.agents.imported"
     with pytest.raises(UserError) as error:
         plugins.load("agents", "imported", root=root)
-    assert str(error.value) == "no 'imported' in pluginpipe.agents; it has fb, hilp"
+    assert str(error.value) == (
+        "no 'imported' in pluginpipe.agents: imported.py defines no class Agent; it has fb, hilp"
+    )
     with pytest.raises(UserError) as error:
         plugins.load("models", "hilp", root=root)
-    assert str(error.value) == "no 'hilp' in pluginpipe.agents; it has fb, imported"
+    assert str(error.value) == (
+        "no 'hilp' in pluginpipe.agents: hilp.py defines no class Model; it has fb, imported"
+    )
 
 
 def test_names_have_hyphens(root):
@@ -87,6 +91,44 @@ def test_nothing_else_is_imported(root, name):
 def test_a_plugin_has_one_spelling(root):
     with pytest.raises(UserError, match="no 'zero_shot' in"):
         plugins.load("adaptation", "zero_shot", root=root)
+
+
+def said_of(root, kind, name):
+    with pytest.raises(UserError) as error:
+        plugins.load(kind, name, root=root)
+    return str(error.value)
+
+
+MINE = "class Config: pass\nclass Agent: pass\nclass Model: pass\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("class Config: pass\n\nclass Agent(:\n", ": line 3: is not Python: "),
+        ("class Agent: pass\0\n", ": is not Python: "),
+        (f"import bfmpip\n\n{MINE}", ", line 1: raised ModuleNotFoundError: No module named 'bfm"),
+        (f"{MINE}\n1 / 0\n", ", line 5: raised ZeroDivisionError: division by zero"),
+        (f"{MINE}\nraise SystemExit\n", ", line 5: raised SystemExit"),
+        ("class Agent: pass\nclass Model: pass\n", ": defines no class Config"),
+        ("class Config: pass\nclass Agent: pass\n", ": defines no class Model"),
+    ],
+)
+def test_a_module_of_ones_own_that_fails_is_named_and_harms_no_other(root, text, said):
+    path = root / "agents" / "mine.py"
+    path.write_text(text)
+    assert {"fb", "hilp"} <= set(plugins.names("agents", root=root))
+    assert plugins.load("agents", "fb", root=root)
+    found = said_of(root, "agents", "mine")
+    assert found.startswith(f"{path}{said}")
+    assert "\n" not in found
+
+
+def test_a_module_without_the_class_is_named(root):
+    assert said_of(root, "agents", "helpers") == (
+        "no 'helpers' in pluginpipe.agents: helpers.py defines no class Agent; it has fb, hilp"
+    )
+    assert "fb_cpr.py defines no class Agent" in said_of(plugins._PACKAGE, "agents", "fb_cpr")
 
 
 def test_an_unknown_kind(root):

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from bfmpipe.agents import CONFIG, WEIGHTS, fb_cpr, save_model
 from bfmpipe.config import Config, parse
+from bfmpipe.data.opening import beginning
 from bfmpipe.files import file_digest
 from bfmpipe.networks import ConditionedMap, ParallelLayerNorm, ParallelLinear, ResidualMap
 from bfmpipe.types import UserError
@@ -79,7 +80,7 @@ def import_metamotivo(source: Path, destination: Path) -> None:
 
     Raises:
         UserError: for a checkpoint that is missing, damaged, inconsistent, or of an architecture
-            that fb_cpr does not have.
+            that fb_cpr does not have, or a `destination` that holds anything.
     """
     if not source.is_dir():
         raise UserError(
@@ -88,20 +89,31 @@ def import_metamotivo(source: Path, destination: Path) -> None:
         )
     if destination.resolve() == source.resolve():
         raise UserError(f"{destination}: is the checkpoint itself; choose another directory")
+    _check_empty(destination)
     checkpoint = _read_config(source / CONFIG)
     with torch.device("meta"):  # shapes only: every number comes from the checkpoint
         model = fb_cpr.Model(_settings(checkpoint), checkpoint.obs_dim, checkpoint.action_dim)
     weights = source / WEIGHTS
-    if not weights.is_file():
-        raise UserError(f"{weights}: no such file")
+    beginning(weights)
     try:
         with safe_open(weights, framework="pt") as file:
             tensors = _tensors(model, checkpoint, _reader(file, weights))
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{weights}: damaged or not a safetensors file ({error})") from error
     model.load_state_dict(tensors, assign=True)
     digests = {name: file_digest(source / name) for name in (CONFIG, WEIGHTS)}
     save_model(destination, model, {"agent": "fb_cpr", "imported": {"metamotivo": digests}})
+
+
+def _check_empty(directory: Path) -> None:
+    """Refuse to write over what is there, which may be a model that took days."""
+    if directory.is_symlink() or directory.exists():
+        if not directory.is_dir():
+            raise UserError(f"{directory}: is no directory; name a new one, or an empty one")
+        if found := sorted(path.name for path in directory.iterdir()):
+            raise UserError(
+                f"{directory}: holds {found[0]} already; name a new directory, or an empty one"
+            )
 
 
 def _read_config(path: Path) -> _Checkpoint:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bfmpipe.data.opening import beginning, refused, unreadable
 from bfmpipe.files import replacing
 from bfmpipe.types import Array, UserError
 
@@ -68,7 +69,7 @@ def read_table(path: Path, kind: str) -> tuple[dict[str, Array], Provenance]:
     """Columns of a Parquet file written by `write_table`, as arrays, and its provenance.
 
     Raises:
-        UserError: for a file that is missing, damaged, or of another kind.
+        UserError: for a file that is missing, unreadable, damaged, or of another kind.
     """
     file, provenance = open_table(path, kind)
     with file, reading(path):
@@ -84,10 +85,9 @@ def open_table(path: Path, kind: str) -> tuple[pq.ParquetFile, Provenance]:
     """An open Parquet file whose pages' checksums are verified, and its provenance.
 
     Raises:
-        UserError: for a file that is missing, damaged, or of another kind.
+        UserError: for a file that is missing, unreadable, damaged, or of another kind.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    beginning(path)
     with reading(path):
         file = pq.ParquetFile(path, page_checksum_verification=True)
         metadata = {**(file.schema_arrow.metadata or {}), **(file.metadata.metadata or {})}
@@ -104,15 +104,13 @@ def open_table(path: Path, kind: str) -> tuple[pq.ParquetFile, Provenance]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what Parquet's reader says of a damaged file into one sentence, as a UserError."""
+    """Turn what Parquet's reader says of a file into one sentence, as a UserError."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: damaged or not a Parquet file ({reason}); delete it and run the pipeline "
-            "again to make it anew"
-        ) from error
+        if isinstance(error, OSError) and error.errno:  # Arrow's own complaints have no number
+            raise unreadable(path, error) from error
+        raise refused(path, "a Parquet file", str(error).splitlines()[0]) from error
 
 
 def to_arrow(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:

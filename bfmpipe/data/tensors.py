@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from bfmpipe.data.opening import MADE_AGAIN, beginning, refused, unreadable
 from bfmpipe.files import replacing
 from bfmpipe.types import UserError
 
@@ -34,18 +35,17 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and header of a file written by `save_tensors`.
 
     Raises:
-        UserError: for a file that is missing, truncated, edited, or of another origin.
+        UserError: for a file that is missing, unreadable, truncated, edited, or of another origin.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    data = path.read_bytes()
+    beginning(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
     try:
         tensors = load(data)
     except SafetensorError as error:
-        raise UserError(
-            f"{path}: damaged or not a safetensors file ({error}); delete it and run the pipeline "
-            "again to make it anew"
-        ) from error
+        raise refused(path, "a safetensors file", str(error)) from error
     (length,) = struct.unpack("<Q", data[:8])
     try:
         header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["bfmpipe"])
@@ -54,8 +54,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path}: a safetensors file that bfmpipe did not write") from error
     if stored != _digest(tensors, header):
         raise UserError(
-            f"{path}: the contents are not those that were saved (checksum differs); delete the "
-            "file and run the pipeline again to make it anew"
+            f"{path}: the contents are not those that were saved (checksum differs); {MADE_AGAIN}"
         )
     return tensors, header
 

@@ -13,7 +13,7 @@ from bfmpipe.config import Config, parse
 from bfmpipe.envs import make_domain
 from bfmpipe.envs.domain import Domain
 from bfmpipe.envs.tasks import Function, Task, TaskFile
-from bfmpipe.types import UserError
+from bfmpipe.types import UserError, counted
 
 if TYPE_CHECKING:
     from bfmpipe.envs.gym import TaskEnv, TaskVectorEnv
@@ -44,8 +44,10 @@ def make_vec(
 ) -> "TaskVectorEnv":
     """A `gymnasium.vector.VectorEnv` of `num_envs` copies of one task, stepped as one batch.
 
-    Its arguments and errors are those of `make`, but that it does not render.
+    Its arguments and errors are those of `make`, but that it does not render, and that `num_envs`
+    is a whole number, 1 or more.
     """
+    num_envs = counted("num_envs", num_envs)
     domain, found = _look_up(task, reward, settings)
     return _gym().TaskVectorEnv(domain, found, num_envs)
 

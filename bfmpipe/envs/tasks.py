@@ -12,7 +12,6 @@ has at hand, and each row must be computed from itself alone.
 import functools
 import inspect
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 
 from bfmpipe.code import source_digest
 from bfmpipe.config import Config
-from bfmpipe.types import Array, UserError, meant
+from bfmpipe.types import Array, UserError, at, meant, not_python, raised
 
 if TYPE_CHECKING:
     from bfmpipe.envs.domain import Domain
@@ -143,7 +142,7 @@ class OwnTask(Task):
             hint = ""
             if isinstance(error, ValueError) and "read-only" in str(error):
                 hint = "; a reward must not write to what it is given"
-            raise UserError(f"{self.label(error)}: {_raised(error)}{hint}") from error
+            raise UserError(f"{self.label(error)}: {raised(error)}{hint}") from error
         return self._checked(value, len(action))
 
     def _checked(self, value: object, n: int) -> Array:
@@ -167,7 +166,7 @@ class OwnTask(Task):
     def label(self, error: BaseException | None = None) -> str:
         """Name the task, the file of its function, and the line of it that `error` came from."""
         code = getattr(inspect.unwrap(self.function), "__code__", None)
-        return f"task {self}" + (f" ({_at(code.co_filename, error)})" if code else "")
+        return f"task {self}" + (f" ({at(code.co_filename, error)})" if code else "")
 
 
 def own_task(
@@ -266,7 +265,7 @@ def digest(file: Path | str) -> str:
     try:
         return source_digest(source, str(file))
     except (SyntaxError, ValueError) as error:
-        raise _not_python(file, error) from None
+        raise not_python(file, error) from None
 
 
 def _functions(settings: TaskFile, where: str) -> dict[str, Function]:
@@ -299,13 +298,13 @@ def _run(file: str, name: str) -> ModuleType:
         exec(compile(_source(file), file, "exec"), vars(module))
     except (SyntaxError, ValueError) as error:
         if isinstance(error, SyntaxError) and error.filename == file:
-            raise _not_python(file, error) from None
-        raise UserError(f"{_at(file, error)}: {_raised(error)}") from error
+            raise not_python(file, error) from None
+        raise UserError(f"{at(file, error)}: {raised(error)}") from error
     except (Exception, SystemExit) as error:
         hint = ""
         if isinstance(error, ImportError):
             hint = "; a file of tasks may import installed packages, and none of its neighbours"
-        raise UserError(f"{_at(file, error)}: {_raised(error)}{hint}") from error
+        raise UserError(f"{at(file, error)}: {raised(error)}{hint}") from error
     return module
 
 
@@ -318,24 +317,6 @@ def _source(file: Path | str) -> bytes:
         )
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-
-
-def _not_python(file: Path | str, error: Exception) -> UserError:
-    line = f"line {error.lineno}: " if isinstance(error, SyntaxError) and error.lineno else ""
-    said = error.msg if isinstance(error, SyntaxError) else str(error)
-    return UserError(f"{file}: {line}is not Python: {said}")
-
-
-def _at(file: str, error: BaseException | None) -> str:
-    """Name a file, and the last line of it that an exception passed."""
-    frames = traceback.extract_tb(error.__traceback__) if error else []
-    lines = [frame.lineno for frame in frames if frame.filename == file]
-    return f"{file}, line {lines[-1]}" if lines else file
-
-
-def _raised(error: BaseException) -> str:
-    said = " ".join(str(error).split())
-    return f"raised {type(error).__name__}" + (f": {said}" if said else "")
 
 
 def _article(noun: str) -> str:

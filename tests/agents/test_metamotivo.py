@@ -5,6 +5,7 @@ several heads are run one by one, and stacked only in the file.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from bfmpipe.agents.metamotivo import import_metamotivo
 from bfmpipe.cli import main
 from bfmpipe.types import UserError
 
+DOCS = Path(__file__).parents[2] / "docs" / "agents.md"
 TINY = Path(__file__).parents[3] / "shared" / "data" / "metamotivo-tiny"
 OBS, ACTION, D, N, WIDTH = 6, 3, 4, 9, 8
 
@@ -283,16 +285,37 @@ def test_the_model_is_one_of_bfmpipe(export):
     assert set(card["imported"]["metamotivo"]) == {"config.json", "model.safetensors"}
     assert not any(p.requires_grad for p in model.parameters())
     assert before == [(source / n).read_bytes() for n in ("config.json", "model.safetensors")]
-    first = (destination / "model.safetensors").read_bytes()
-    import_metamotivo(source, destination)
-    assert (destination / "model.safetensors").read_bytes() == first
+    again = destination.with_name("again")
+    again.mkdir()  # an empty directory will do
+    import_metamotivo(source, again)
+    first, second = ((d / "model.safetensors").read_bytes() for d in (destination, again))
+    assert first == second
 
 
 def test_a_model_without_a_domain_says_so(export):
     _, source, destination = export(config())
     import_metamotivo(source, destination)
-    with pytest.raises(UserError, match=r"config\.json does not say the model's domain"):
+    with pytest.raises(UserError, match=r"an imported model, trained in none of the domains here"):
         api.load(destination)
+
+
+SNIPPET = re.search(r"## Meta Motivo\n.*?```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+
+
+def test_the_documentation_runs_as_written(tmp_path, monkeypatch):
+    if not TINY.is_dir():
+        pytest.skip(f"no {TINY}")
+    import_metamotivo(TINY, tmp_path / "OUT")
+    monkeypatch.chdir(tmp_path)
+    done = {}
+    exec(SNIPPET[1], done)
+    with np.load(TINY / "expected.npz") as file:
+        d = file["z"].shape[1]
+        actions = file["action"].shape[1]
+    assert done["action"].shape == (8, actions)
+    assert done["F"].shape[1:] == (8, d)
+    assert done["B"].shape == (8, d)
+    assert done["card"]["agent"] == "fb_cpr"
 
 
 def test_the_command(export, capsys):
@@ -300,7 +323,7 @@ def test_the_command(export, capsys):
     assert main(["import-metamotivo", str(source), str(destination)]) == 0
     load_model(destination)
     (source / "model.safetensors").unlink()
-    assert main(["import-metamotivo", str(source), str(destination)]) == 2
+    assert main(["import-metamotivo", str(source), str(destination) + "2"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     path = source / "model.safetensors"
@@ -335,6 +358,19 @@ def test_the_checkpoint_is_not_overwritten(export):
     _, source, _ = export(config())
     with pytest.raises(UserError, match="is the checkpoint itself; choose another directory"):
         import_metamotivo(source, source / ".." / "source")
+
+
+def test_a_directory_that_holds_anything_is_not_written_to(export, tiny, model_copy):
+    _, source, _ = export(config())
+    (model_copy / "README.md").write_text("the card")
+    with pytest.raises(UserError) as caught:
+        import_metamotivo(source, model_copy)
+    said = f"{model_copy}: holds README.md already; name a new directory, or an empty one"
+    assert str(caught.value) == said
+    for file in tiny.model.iterdir():
+        assert (model_copy / file.name).read_bytes() == file.read_bytes()
+    with pytest.raises(UserError, match=r"README\.md: is no directory; name a new one"):
+        import_metamotivo(source, model_copy / "README.md")
 
 
 def without(settings, *place):

@@ -1,5 +1,6 @@
 """Models and tensors on disk: the same back, the same bytes, one sentence where damaged."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -67,6 +68,19 @@ def test_a_truncated_file_is_refused(path, keep):
     said = one_sentence(lambda: load_tensors(path), path)
     assert "damaged or not a safetensors file" in said
     assert "run the pipeline again" in said
+
+
+def test_a_healthy_file_of_another_kind_and_one_that_cannot_be_read(tiny, path, monkeypatch):
+    said = one_sentence(lambda: load_tensors(tiny.dataset), tiny.dataset)
+    assert said.endswith(": is a Parquet file, not a safetensors file")
+
+    def denied(*_):
+        raise OSError(errno.EIO, "it broke")
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    assert one_sentence(lambda: load_tensors(path), path).endswith(
+        "cannot be read: Input/output error"
+    )
 
 
 def test_an_edited_tensor_is_noticed(path):

@@ -261,6 +261,19 @@ def test_the_command_fetches_a_zip_that_is_imported(server, path, tmp_path, caps
     assert len(list(explorer.episodes())) == 2
 
 
+def test_what_is_there_and_is_no_zip_is_not_taken_for_the_set(server, tmp_path, capsys):
+    garbage = tmp_path / "rnd.zip"
+    garbage.write_bytes(b"PK\x03\x04 and no end")
+    for place, said in (
+        (garbage, "is there already and is no whole zip; move it away"),
+        (tmp_path, "is a directory, not a file"),
+    ):
+        assert run(server, place) == 2
+        assert f"bfmpipe download: error: {place}: {said}" in capsys.readouterr().err
+    assert garbage.read_bytes() == b"PK\x03\x04 and no end"
+    assert server.asked == []
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

@@ -1,6 +1,9 @@
 """Parquet tables: the same values back, the same bytes again, and one sentence where damaged."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -93,6 +96,39 @@ def test_a_truncated_file_is_refused(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     assert "damaged or not a Parquet file" in message(path)
     assert "run the pipeline again" in message(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b'{"a": "configuration"}', "text"),
+        ("Überschrift\nund Text\n".encode(), "text"),
+        (b"PK\x03\x04 and so on", "a zip"),
+        (b"\x89PNG\r\n\x1a\n", "a picture"),
+        (b"\x40\0\0\0\0\0\0\0{}", "a safetensors file"),
+    ],
+)
+def test_a_healthy_file_of_another_kind_is_not_called_damaged(tmp_path, content, kind):
+    (tmp_path / "x").write_bytes(content)
+    assert message(tmp_path / "x") == f"{tmp_path / 'x'}: is {kind}, not a Parquet file"
+
+
+def test_what_cannot_be_read_is_not_called_damaged(path, tmp_path, monkeypatch):
+    assert message(tmp_path).endswith("is a directory, not a file")
+    os.mkfifo(tmp_path / "pipe")
+    assert message(tmp_path / "pipe").endswith("is a device, pipe or socket, not a file")
+    nowhere = Path("/proc/self/mem")  # a regular file that cannot be read at 0
+    if nowhere.exists():
+        assert message(nowhere).endswith("cannot be read: Input/output error")
+
+    def denied(*_, **__):
+        raise PermissionError(errno.EACCES, "denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", denied)
+        assert message(path).endswith("cannot be read: Permission denied")
+    monkeypatch.setattr(pq, "ParquetFile", denied)  # only later, as over a network
+    assert message(path).endswith("cannot be read: Permission denied")
 
 
 def test_a_flipped_byte_in_a_data_page_is_refused(path):
