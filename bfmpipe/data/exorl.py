@@ -206,7 +206,7 @@ def parse_episode(content: bytes, domain: DomainLike, rows: int | None) -> dict[
 
 
 def fingerprint(path: str, domain: str) -> str | None:
-    """The names and sizes of a set's episodes, which tell it from another without reading them.
+    """A digest of the names and sizes of a set's episodes: enough to see that it was exchanged.
 
     The same for a zip and its directory; None where there is no set.
     """
@@ -214,13 +214,12 @@ def fingerprint(path: str, domain: str) -> str | None:
     try:
         if place.is_file():
             with zipfile.ZipFile(place) as file:
-                found = {i.filename: i.file_size for i in file.infolist()}
+                found = [(Path(i.filename).name, i.file_size) for i in file.infolist()]
         else:
-            files = place.rglob("*.npz")
-            found = {file.relative_to(place).as_posix(): file.stat().st_size for file in files}
+            found = [(file.name, file.stat().st_size) for file in place.rglob("*.npz")]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return None
-    episodes = sorted((name, size) for name, size in found.items() if name.endswith(".npz"))
+    episodes = sorted(one for one in found if one[0].endswith(".npz"))
     return hashlib.sha256(repr(episodes).encode()).hexdigest()[:16] if episodes else None
 
 

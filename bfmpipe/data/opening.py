@@ -25,6 +25,10 @@ _BEGINNINGS = {
 _READ = 64
 
 
+class UnreadableError(UserError):
+    """A file that the system does not give, and that may be as good as ever."""
+
+
 def beginning(path: Path) -> bytes:
     """The first bytes of a regular file, at most 64.
 
@@ -42,10 +46,10 @@ def beginning(path: Path) -> bytes:
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
-    """What an error of the system says of a file, which may be as good as ever."""
+    """What an error of the system says of a file."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return UserError(f"{path}: no such file")
-    return UserError(f"{path}: cannot be read: {os.strerror(error.errno or errno.EIO)}")
+    return UnreadableError(f"{path}: cannot be read: {os.strerror(error.errno or errno.EIO)}")
 
 
 def refused(path: Path, wanted: str, reason: str) -> UserError:

@@ -16,6 +16,7 @@ from bfmpipe import plugins
 from bfmpipe.config import Config, parse
 from bfmpipe.data import transitions
 from bfmpipe.data.explorer import Explorer, History
+from bfmpipe.data.opening import MADE_AGAIN, UnreadableError
 from bfmpipe.data.tables import Provenance
 from bfmpipe.envs import Domain, make_domain
 from bfmpipe.envs.batched import BatchedEnv, threads
@@ -183,8 +184,10 @@ class _Rounds:
                 start, finished = finished, finished + len(kept["obs"])
                 for name, column in columns.items():
                     column[start:finished] = kept[name].numpy()
+        except UnreadableError:
+            raise
         except UserError as error:
-            said = str(error).partition("; delete")[0]
+            said = str(error).partition(f"; {MADE_AGAIN}")[0]
             print(f"warning: {said}; exploration begins anew", file=sys.stderr)
             self.remove()
             return 0

@@ -1,13 +1,14 @@
 """RND: its losses against plain forms, what it finds new, and that it resumes to the same bytes."""
 
 import copy
+import errno
 
 import numpy as np
 import pytest
 import torch
 
 from bfmpipe.config import parse
-from bfmpipe.data import rnd, transitions
+from bfmpipe.data import opening, rnd, transitions
 from bfmpipe.data.explorer import History
 from bfmpipe.types import UserError
 
@@ -316,6 +317,21 @@ def test_the_rounds_of_another_exploration_are_not_continued(straight, tiny, tmp
     path = tmp_path / "data.parquet"
     interrupted(tiny, path, monkeypatch, 25, seed=1)
     assert run(tiny, path) == straight[0]
+
+
+def test_rounds_that_cannot_be_read_are_kept(tiny, tmp_path, monkeypatch):
+    path = tmp_path / "data.parquet"
+    interrupted(tiny, path, monkeypatch, 45)
+    rounds = tmp_path / ".data.parquet.rounds"
+    kept = {file.name: file.read_bytes() for file in rounds.iterdir()}
+
+    def refuse(path):
+        raise opening.unreadable(path, OSError(errno.EIO, "Input/output error"))
+
+    monkeypatch.setattr("bfmpipe.data.tensors.load_tensors", refuse)
+    with pytest.raises(UserError, match="cannot be read: Input/output error"):
+        run(tiny, path)
+    assert {file.name: file.read_bytes() for file in rounds.iterdir()} == kept
 
 
 @pytest.mark.parametrize("name", ["from-episode-000000", "from-episode-000004", "state"])
