@@ -46,9 +46,8 @@ struct Buffer {
 //   Row              stores a row of activations (tile, width), a panel's columns at a time
 //   pack(...)        stores a matrix, panel by panel
 //   chunk(...)       rows of a matrix that one multiplication goes through
-//   multiply(...)    strip rows of activations times one panel, of the matrix's rows begin to end:
-//                    added to `result` if begin is not the first, and, if end is the last,
-//                    not kept there but handed to each(row, left, right)
+//   multiply(...)    strip rows of activations times one panel, of the matrix's rows begin to end;
+//                    added to the result if begin is not the first
 //   Thread           what a thread that multiplies holds
 
 // element (k, j) of a matrix, depth x columns
@@ -93,10 +92,9 @@ struct Full {
   };
 
   // a function of its own, so that its addresses fit in registers
-  template <typename Each>
   __attribute__((noinline)) static void multiply(const Kept* x, int64_t first, int64_t depth,
                                                  int64_t, int64_t, const Kept* packed,
-                                                 Vector<Real> (*)[2], const Each& each) {
+                                                 Vector<Real> (*result)[2]) {
     x += first * depth;
     Vector<Real> sums[strip][2] = {};
     for (int64_t k = 0; k < depth; ++k) {
@@ -109,8 +107,7 @@ struct Full {
         sums[row][1] += factor * right;
       }
     }
-#pragma GCC unroll 12
-    for (int64_t row = 0; row < strip; ++row) each(row, sums[row][0], sums[row][1]);
+    std::memcpy(result, sums, sizeof sums);
   }
 };
 
@@ -218,10 +215,9 @@ struct Parts {
   }
 
   // tiles 0-3: sums, 4-5: x, 6-7: weights
-  template <typename Each>
-  __attribute__((noinline)) static void multiply(const Kept* x, int64_t first, int64_t depth,
+  __attribute__((noinline)) static void multiply(const Kept* x, int64_t first, int64_t,
                                                  int64_t begin, int64_t end, const Kept* packed,
-                                                 Vector<float> (*result)[2], const Each& each) {
+                                                 Vector<float> (*result)[2]) {
     constexpr int64_t tile_size = side * step;
     packed += packed_size(begin, panel<float>);
     if (begin == 0) {
@@ -259,8 +255,6 @@ struct Parts {
     _tile_stored(1, &result[0][1], sizeof result[0]);
     _tile_stored(2, &result[side][0], sizeof result[0]);
     _tile_stored(3, &result[side][1], sizeof result[0]);
-    if (end == depth)
-      for (int64_t row = 0; row < strip; ++row) each(row, result[row][0], result[row][1]);
   }
 };
 
@@ -339,10 +333,9 @@ struct Words {
     }
   };
 
-  template <typename Each>
   __attribute__((noinline)) static void multiply(const Kept* x, int64_t first, int64_t depth,
                                                  int64_t begin, int64_t end, const Kept* packed,
-                                                 Vector<float> (*result)[2], const Each& each) {
+                                                 Vector<float> (*result)[2]) {
     typedef int32_t Pair __attribute__((may_alias));  // of neighbours along the depth
     const Pair* factors = reinterpret_cast<const Pair*>(x + first * depth);
     const Pair* columns = reinterpret_cast<const Pair*>(packed);
@@ -361,16 +354,12 @@ struct Words {
     const Scale* column_scale = reinterpret_cast<const Scale*>(packed + depth * panel<float>);
     const Vector<float> of_columns[2] = {load(column_scale), load(column_scale + lanes<float>)};
 #pragma GCC unroll 12
-    for (int64_t row = 0; row < strip; ++row) {
-      Vector<float> part[2];
+    for (int64_t row = 0; row < strip; ++row)
       for (int64_t half = 0; half < 2; ++half) {
         const auto sum = __builtin_convertvector(sums[row][half], Vector<float>);
-        part[half] = sum * (broadcast<float>(row_scale[row]) * of_columns[half]);
-        if (begin > 0) part[half] += result[row][half];
-        if (end < depth) result[row][half] = part[half];
+        const Vector<float> part = sum * (broadcast<float>(row_scale[row]) * of_columns[half]);
+        result[row][half] = begin > 0 ? result[row][half] + part : part;
       }
-      if (end == depth) each(row, part[0], part[1]);
-    }
   }
 
   // The compiler would copy the sums that its own function for this takes.
@@ -396,15 +385,14 @@ void product(const typename Operands::Kept* x, int64_t rows, int64_t depth, int6
              const typename Operands::Kept* packed, Each each) {
   using Real = typename Operands::Real;
   const int64_t chunk = Operands::chunk(depth);
-  Vector<Real> sums[tile][2];  // of the depth's chunks before the last
+  Vector<Real> sums[tile][2];
   for (int64_t column = 0; column < columns; column += panel<Real>) {
     for (int64_t begin = 0; begin < depth; begin += chunk)
       for (int64_t first = 0; first < rows; first += Operands::strip)
-        Operands::multiply(x, first, depth, begin, min(begin + chunk, depth), packed, sums + first,
-                           [&](int64_t row, Vector<Real> left, Vector<Real> right) {
-                             each(first + row, column, left, right);
-                           });
+        Operands::multiply(x, first, depth, begin, min(begin + chunk, depth), packed,
+                           sums + first);
     packed += Operands::packed_size(depth, panel<Real>);
+    for (int64_t row = 0; row < rows; ++row) each(row, column, sums[row][0], sums[row][1]);
   }
 }
 
@@ -451,41 +439,17 @@ inline Vector<float> tanh(Vector<float> x) {
 
 // ---- a tile of pairs
 
-// The pairs from `begin` of an order, as many as fit or are left.
 struct Tile {
-  int64_t rows, padded;
-  int64_t pair[tile], state[tile], latent[tile];  // rows past the end repeat the first pair
+  int64_t first, rows, padded;
+  int64_t state[tile], latent[tile];  // rows past the end repeat the first pair
 
-  template <typename Order>
-  Tile(const Order& order, int64_t begin, int64_t end, int64_t strip)
-      : rows(min(tile, end - begin)), padded(blocks(rows, strip) * strip) {
-    for (int64_t row = 0; row < padded; ++row)
-      order.find(row < rows ? begin + row : begin, pair[row], state[row], latent[row]);
-  }
-};
-
-// as they are numbered: one state with all its latents
-struct ByState {
-  const Pairs& pairs;
-  void find(int64_t index, int64_t& pair, int64_t& state, int64_t& latent) const {
-    pair = index;
-    state = pairs.state(pair);
-    latent = pairs.latent(pair);
-  }
-};
-
-// a few latents with all states of their group, so that a tile finds most of what it reads in L1
-struct ByLatents {
-  const Pairs& pairs;
-  void find(int64_t index, int64_t& pair, int64_t& state, int64_t& latent) const {
-    constexpr int64_t few = 16;
-    const int64_t group = index / (pairs.B * pairs.K);
-    int64_t rest = index - group * pairs.B * pairs.K;
-    const int64_t first = rest / (pairs.B * few) * few, width = min(few, pairs.K - first);
-    rest -= first * pairs.B;
-    state = group * pairs.B + rest / width;
-    latent = group * pairs.K + first + rest % width;
-    pair = state * pairs.K + latent - group * pairs.K;
+  Tile(const Pairs& pairs, int64_t begin, int64_t end, int64_t strip)
+      : first(begin), rows(min(tile, end - begin)), padded(blocks(rows, strip) * strip) {
+    for (int64_t row = 0; row < padded; ++row) {
+      const int64_t pair = row < rows ? first + row : first;
+      state[row] = pairs.state(pair);
+      latent[row] = pairs.latent(pair);
+    }
   }
 };
 
@@ -636,12 +600,16 @@ void forward(const SfEvaluate<typename Operands::Real>& args,
           to.end();
         }
     } else {
-      const Real* readout = args.readout + head * latents * out;
+      const Real *add_to[tile], *read_by[tile];
+      for (int64_t row = 0; row < t.padded; ++row) {
+        add_to[row] = addend + t.state[row] * stride;
+        read_by[row] = args.readout + (head * latents + t.latent[row]) * out;
+      }
       Vector<Real> dot[tile] = {};
       product<Operands>(kept.at[l], t.padded, layer.in, out, weights,
                         [&](int64_t row, int64_t column, Vector<Real> left, Vector<Real> right) {
-                          const Real* add = addend + t.state[row] * stride + column;
-                          const Real* read = readout + t.latent[row] * out + column;
+                          const Real* add = add_to[row] + column;
+                          const Real* read = read_by[row] + column;
                           left = positive(left + load(add));
                           right = positive(right + load(add + lanes<Real>));
                           dot[row] += left * load(read);
@@ -653,7 +621,7 @@ void forward(const SfEvaluate<typename Operands::Real>& args,
           args.offset + head * (args.offset_by_pair ? args.pairs.count() : latents);
       for (int64_t row = 0; row < t.rows; ++row)
         q[row] = sum<Real>(dot[row]) +
-                 offset[args.offset_by_pair ? t.pair[row] : t.latent[row]];
+                 offset[args.offset_by_pair ? t.first + row : t.latent[row]];
     }
     weights += Operands::packed_size(layer.in, layer.out);
   }
@@ -692,11 +660,11 @@ bool evaluate(const SfEvaluate<typename Operands::Real>& args, int threads) {
     for (;;) {
       const int64_t index = __atomic_fetch_add(&next_tile, 1, __ATOMIC_RELAXED);
       if (index >= tiles) return;
-      const Tile t(ByLatents{args.pairs}, index * tile, count, Operands::strip);
+      const Tile t(args.pairs, index * tile, count, Operands::strip);
       for (int64_t head = 0; head < args.heads; ++head)
         forward<Operands, false>(args, weights.data + head * weights_of_head, head, t, kept,
                                  inverse_norm, q[head]);
-      for (int64_t row = 0; row < t.rows; ++row) args.q[t.pair[row]] = reduce(args, q, row);
+      for (int64_t row = 0; row < t.rows; ++row) args.q[t.first + row] = reduce(args, q, row);
     }
   };
   run_on_threads(threads, work);
@@ -724,7 +692,7 @@ void backward(const SfEvaluate<Real>& args, const Real* weights, const Real* tra
   const int64_t states = args.pairs.states(), latents = args.pairs.latents();
   const int64_t hidden = args.hidden, weights_of_head = weights_size<Full<Real>>(args);
   for (int64_t first = begin; first < end; first += tile) {
-    const Tile t(ByState{args.pairs}, first, end, Full<Real>::strip);
+    const Tile t(args.pairs, first, end, Full<Real>::strip);
     Real q[sf_max_heads][tile];
     for (int64_t head = 0; head < args.heads; ++head)
       forward<Full<Real>, true>(args, weights + head * weights_of_head, head, t,
@@ -742,8 +710,8 @@ void backward(const SfEvaluate<Real>& args, const Real* weights, const Real* tra
             const Real gap = q[head][row] - q[1 - head][row];
             share -= static_cast<Real>(args.pessimism) * static_cast<Real>((gap > 0) - (gap < 0));
           }
-          grad = args.grad_q[first + row] * share;
-          args.grad_head[head * args.pairs.count() + first + row] = grad;
+          grad = args.grad_q[t.first + row] * share;
+          args.grad_head[head * args.pairs.count() + t.first + row] = grad;
         }
         const Real* y = kept.at[last + 1] + row * read;
         const Real* readout = args.readout + (head * latents + t.latent[row]) * read;
