@@ -18,9 +18,9 @@ A claim is named in the experiment file with what it is about:
                   the ratio)
 
 Intervals are Student's, of the seeds' means over their tasks, in % of zero-shot's mean over all:
-a seed is one pretrained model, and a claim is about models that were not trained. They are wider
-than those of the other tables, which say how these seeds spread. `monotone` and the drops have no
-interval, they are about these models; what a fall is held against is the noise of its evaluations.
+a seed is one pretrained model, and a claim is about models that were not trained. `monotone` and
+the drops have no interval, they are about these models; what a fall is held against is the noise of
+its evaluations.
 """
 
 from collections.abc import Mapping, Sequence
