@@ -45,6 +45,17 @@ def line_of(axes, method):
     return line
 
 
+def test_a_single_seed_has_no_whiskers(make_adaptation, read):
+    interval = partial(cluster_bootstrap, replicates=100)
+    curves = read(tabulation.curves(make_adaptation(seeds=(0,))))
+    summary = read(tabulation.summary(curves, {}, interval, 0.95))
+    lola = summary["method"] == "lola"
+    assert np.isfinite(summary["improvement"][lola]).all()
+    assert np.isnan(summary["improvement_low"][lola]).all()
+    (axes,) = visible(improvement.draw(summary))
+    assert [text.get_text() for text in axes.texts] == ["+60 %", "+200 %", "+20 %", "+67 %"]
+
+
 def test_performance_profile(tables):
     interval = partial(cluster_bootstrap, replicates=100)
     figure = performance_profile.draw(tables["curves"], interval)
