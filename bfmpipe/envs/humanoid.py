@@ -147,7 +147,8 @@ class Domain(BaseDomain):
         """As the setting `start` has it.
 
         A fall begins in the T-pose, its pelvis at 1 m in a uniformly random orientation, and goes
-        on under random controls for up to 4 control steps.
+        on under random controls for up to 4 control steps. HumEnv draws no negative entry of a
+        quaternion: its falls begin in an eighth of all orientations.
         """
         if self.config.start == "fall":
             return self._falls(n, rng)
