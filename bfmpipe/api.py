@@ -268,7 +268,7 @@ def _check_tasks(tasks: Sequence[Task], domain: Domain) -> None:
     for task in tasks:
         if not isinstance(task, Task):
             raise UserError(f"tasks holds {_named(task)}, which is no task; {how}")
-        if not isinstance(task, OwnTask) and task.name not in domain.task_names:
+        if not isinstance(task, OwnTask) and not domain.has_task(task.name):
             raise UserError(
                 f"task {task} is none of {domain.name}'s, which has {', '.join(domain.task_names)}"
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 import bfmpipe
 from bfmpipe import experiment, plugins
@@ -121,8 +122,6 @@ def page(tiny, tmp_path, monkeypatch):
 
 
 def test_the_pages_file_and_experiment(page):
-    import yaml
-
     (block,) = blocks("yaml")
     sections = {**load_yaml(REPOSITORY / "configs" / "walker-small.yaml"), **yaml.safe_load(block)}
     exp = experiment.check(sections, "the page", base=page)
@@ -179,10 +178,10 @@ def test_the_pages_table_of_built_in_tasks():
     assert {name.strip(" `") for name, *_ in rows} == set(plugins.names("envs"))
 
     def defaults(text):
-        return {name: float(value) for name, value in re.findall(r"`(\w+): ([\d.]+)`", text)}
+        return {n: yaml.safe_load(value) for n, value in re.findall(r"`(\w+): ([\w.]+)`", text)}
 
     for name, names, settings, of_domain in rows:
         domain = make_domain(name.strip(" `"), {})
-        assert re.findall(r"`(\w+)`", names) == list(domain.task_names)
+        assert re.findall(r"`([\w.-]+)`", names) == list(domain.task_names)
         assert defaults(settings) == domain.TaskConfig().model_dump()
         assert defaults(of_domain) == domain.config.model_dump()

@@ -79,6 +79,17 @@ def _upright(_: Domain, fields: Mapping[str, Array]) -> Array:
     return 1 - 2 * (x**2 + y**2)
 
 
+def _upright_y(_: Domain, fields: Mapping[str, Array]) -> Array:
+    """zy of the root's quaternion (w, x, y, z): its y axis's share of the vertical."""
+    w, x, y, z = fields["qpos"][:, 3:7].T
+    return 2 * (y * z + w * x)
+
+
+def _pace(_: Domain, fields: Mapping[str, Array]) -> Array:
+    """Horizontal speed of the root."""
+    return np.linalg.norm(fields["qvel"][:, :2], axis=1)
+
+
 def _spin(_: Domain, fields: Mapping[str, Array]) -> Array:
     """Angular speed of the root."""
     return np.linalg.norm(fields["qvel"][:, 3:6], axis=1)
@@ -96,7 +107,13 @@ _AXES = {
     "quadruped": (
         Axis("height", "m", 0, 1.2, 12, lambda _, f: f["qpos"][:, 2]),
         Axis("upright", "", -1, 1, 8, _upright),
-        Axis("speed", "m/s", 0, 5, 20, lambda _, f: np.linalg.norm(f["qvel"][:, :2], axis=1)),
+        Axis("speed", "m/s", 0, 5, 20, _pace),
+        Axis("turning rate", "rad/s", 0, 8, 16, _spin),
+    ),
+    "humanoid": (
+        Axis("height", "m", 0, 1.2, 12, lambda _, f: f["qpos"][:, 2]),
+        Axis("upright", "", -1, 1, 8, _upright_y),
+        Axis("speed", "m/s", 0, 5, 20, _pace),
         Axis("turning rate", "rad/s", 0, 8, 16, _spin),
     ),
 }

@@ -84,6 +84,10 @@ class Domain(ABC):
     def exploration_states(self, n: int, rng: np.random.Generator) -> Array:
         """Draw n physics states (n, physics_dim) that cover the state space, for exploration."""
 
+    def has_task(self, name: str) -> bool:
+        """Whether this is the name of a task; `task_names` need not list all that are."""
+        return name in self.task_names
+
     def split(self, physics: Array) -> dict[str, Array]:
         """MjData fields qpos, qvel, act of physics states (n, physics_dim), as views."""
         nq, nv = self.model.nq, self.model.nv
@@ -120,7 +124,7 @@ class Domain(ABC):
             return [*file_tasks(self, family, list(names), parse(TaskFile, settings, where), where)]
         config = parse(self.TaskConfig, settings, where)
         for name in names:
-            if name not in self.task_names:
+            if not self.has_task(name):
                 known, guess = ", ".join(self.task_names), meant(name, self.task_names)
                 raise UserError(f"{where}: no task '{name}'; {self.name} has {known}{guess}")
         return [Task(family, name, config) for name in names]

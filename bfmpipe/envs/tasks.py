@@ -193,7 +193,7 @@ def own_task(
     """
     if not name.isidentifier():
         raise UserError(f"{where}: '{name}' is no name for a task; letters, digits and _ are")
-    if name in domain.task_names:
+    if domain.has_task(name):
         raise UserError(
             f"{where}: {domain.name} has a task '{name}' already; give the function another name"
         )
