@@ -76,9 +76,9 @@ def load(directory: Path | str) -> Pretrained:
     model, card = load_model(directory)
     if "imported" in card and "domain" not in card:
         raise UserError(
-            f"{directory}: an imported model, trained in none of the domains here: it has no tasks "
-            "to infer, adapt to or play; `bfmpipe.agents.load_model` gives its networks (see "
-            "docs/agents.md)"
+            f"{directory}: an imported model without a domain: it has no tasks to infer, adapt to "
+            "or play; import it again with --domain where one has its widths, or take its networks "
+            "from `bfmpipe.agents.load_model` (see docs/agents.md)"
         )
     for name in ("domain", "domain_settings"):
         if card.get(name) is None:

@@ -1,7 +1,8 @@
 """One task by hand: adapt to it, keep the latent in a file, play it again and look at it.
 
 The pipeline adapts to all tasks of a domain and tabulates. Here it is one task of one model, with
-the same inference, methods and evaluation, and what comes out is the latent z.
+the same inference, methods and evaluation, and what comes out is the latent z. A model that others
+trained is brought by an import.
 """
 
 import os
@@ -20,9 +21,10 @@ from torch import Tensor
 from bfmpipe import api, plugins
 from bfmpipe.adaptation.base import Problem, act_by_latent
 from bfmpipe.adaptation.protocol import Evaluated, Evaluation, rollout_returns, start_states
-from bfmpipe.agents import WEIGHTS
+from bfmpipe.agents import WEIGHTS, metamotivo
 from bfmpipe.config import Config, parse
 from bfmpipe.data.tensors import load_tensors, save_tensors
+from bfmpipe.envs import make_domain
 from bfmpipe.envs import tasks as own_tasks
 from bfmpipe.envs.batched import threads
 from bfmpipe.envs.domain import Task
@@ -35,6 +37,7 @@ from bfmpipe.types import Array, UserError
 Settings = dict[str, JsonValue]
 
 _FAMILY = "by-hand"  # every task belongs to a family; here it is its only one
+_HUMANOID = "humanoid"  # what public checkpoints were trained on
 
 
 class Adapt(Config):
@@ -63,6 +66,14 @@ class ZeroShot(Config):
     task: str
     task_settings: Settings = Field(default_factory=dict)
     seed: int = Field(0, ge=0)
+
+
+class Import(Config):
+    """Which domain an imported model is of."""
+
+    domain: str = ""
+    """The humanoid if it is not given and the widths fit."""
+    domain_settings: Settings = Field(default_factory=dict)
 
 
 class Play(Config):
@@ -237,6 +248,39 @@ def play_zero_shot(
     transitions = api.read_transitions(_dataset(model, data))
     z = api.infer(pretrained, [task], transitions, seed=zero_shot.seed).z[0]
     _play(cfg, pretrained, task, z, Evaluation(), "zero-shot", video)
+
+
+def import_metamotivo(cfg: Import, *, source: Path, destination: Path) -> None:
+    """Write a checkpoint of Meta Motivo as a model of a domain.
+
+    Args:
+        cfg: the domain. If it is not said, and the checkpoint has not the humanoid's widths, the
+            model is of none.
+        source: the checkpoint's directory.
+        destination: the model's directory, new or empty.
+
+    Raises:
+        UserError: see `agents.metamotivo.import_metamotivo`; or for an unknown domain or setting.
+    """
+    widths = metamotivo.widths(source)
+    domain = make_domain(cfg.domain or _HUMANOID, cfg.domain_settings)
+    fits = widths == (domain.obs_dim, domain.action_dim)
+    if fits or cfg.domain or cfg.domain_settings:
+        metamotivo.import_metamotivo(source, destination, domain)
+        settings = domain.config.model_dump(mode="json")
+        told = ", ".join(f"{name} {value}" for name, value in settings.items())
+        print(f"{destination}: a model of {domain.name} ({told})")
+        if settings.get("body") == "own":
+            print(
+                "returns on this body are not comparable with published ones, which are on "
+                "HumEnv's (--domain-set body=humenv)"
+            )
+        return
+    metamotivo.import_metamotivo(source, destination)
+    print(
+        f"{destination}: networks without a domain, since {domain.name} has {domain.obs_dim} "
+        f"observations and {domain.action_dim} actions, and these {widths[0]} and {widths[1]}"
+    )
 
 
 def _prepare(

@@ -164,13 +164,27 @@ _IMPORT = "write a checkpoint of Meta Motivo as a model directory"
 
 
 def _import_metamotivo(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="bfmpipe import-metamotivo", description=_IMPORT)
+    parser = _parser(prog="bfmpipe import-metamotivo", description=_IMPORT, allow_abbrev=False)
     parser.add_argument("source", type=Path, metavar="DIR", help="config.json, model.safetensors")
     parser.add_argument("destination", type=Path, metavar="OUT", help="the directory to write")
-    given = parser.parse_args(argv)
-    from bfmpipe.agents.metamotivo import import_metamotivo
+    parser.add_argument(
+        "--domain",
+        help="what it is a model of (humanoid where it has 358 observations and 69 actions, as "
+        "public checkpoints have; else none, which leaves networks to load from Python)",
+    )
+    _add_settings(
+        parser,
+        "--domain-set",
+        "settings of the domain; body=humenv for HumEnv's own body, the only one on which returns "
+        "are comparable with published ones",
+    )
+    given = vars(parser.parse_args(argv))
+    files = {name: given.pop(name) for name in ("source", "destination")}
+    settings = {"domain_settings": _settings(given.pop("domain_set"), "--domain-set")}
+    from bfmpipe import by_hand
 
-    import_metamotivo(given.source, given.destination)
+    cfg = parse(by_hand.Import, {**settings, **_chosen(given)}, "the arguments")
+    by_hand.import_metamotivo(cfg, **files)
     return 0
 
 
@@ -312,8 +326,12 @@ def _add_settings(parser: argparse.ArgumentParser, option: str, said: str) -> No
 def _task(given: dict[str, Any]) -> dict[str, Any]:
     """Settings from options: those not given keep their defaults."""
     task_settings = _settings(given.pop("task_set"), "--task-set")
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return {**chosen, "task_settings": task_settings}
+    return {**_chosen(given), "task_settings": task_settings}
+
+
+def _chosen(given: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _settings(words: list[str], option: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from bfmpipe import api
 from bfmpipe.agents import fb_cpr, load_model, load_tensors
 from bfmpipe.agents.metamotivo import import_metamotivo
 from bfmpipe.cli import main
+from bfmpipe.envs import make_domain
 from bfmpipe.types import UserError
 
 DOCS = Path(__file__).parents[2] / "docs" / "agents.md"
@@ -51,12 +52,13 @@ def mlp(i, o, layers):
 class Net(nn.Module):
     """One head of F or the critic (action_dim > 0), or the actor."""
 
-    def __init__(self, archi, action_dim, out):
+    def __init__(self, archi, obs_dim, action_dim, out):
         super().__init__()
         self.residual = archi["model"] == "residual"
         self.right, self.trunk = ("embed_sa", "Fs") if action_dim else ("embed_s", "policy")
-        self.embed_z = self.embedding(OBS + D, archi["embedding_layers"])
-        self.add_module(self.right, self.embedding(OBS + action_dim, archi["embedding_layers"]))
+        self.embed_z = self.embedding(obs_dim + D, archi["embedding_layers"])
+        right = self.embedding(obs_dim + action_dim, archi["embedding_layers"])
+        self.add_module(self.right, right)
         if self.residual:
             blocks = [block(WIDTH, WIDTH) for _ in range(archi["hidden_layers"])]
             self.add_module(self.trunk, nn.ModuleList([*blocks, block(WIDTH, out, False)]))
@@ -96,19 +98,20 @@ class Reference:
 
     def __init__(self, config):
         torch.manual_seed(0)
-        archi = config["archi"]
+        archi, obs, action = (config[name] for name in ("archi", "obs_dim", "action_dim"))
+        f, critic = archi["f"], archi["critic"]
         self.config = config
-        self.F = [Net(archi["f"], ACTION, D) for _ in range(archi["f"]["num_parallel"])]
-        self.B = mlp(OBS, D, archi["b"]["hidden_layers"])
-        self.pi = Net(archi["actor"], 0, ACTION)
-        self.Q = [Net(archi["critic"], ACTION, 1) for _ in range(archi["critic"]["num_parallel"])]
-        self.D = mlp(D + OBS, 1, archi["discriminator"]["hidden_layers"])
-        self.norm = nn.BatchNorm1d(OBS, affine=False)
+        self.F = [Net(f, obs, action, D) for _ in range(f["num_parallel"])]
+        self.B = mlp(obs, D, archi["b"]["hidden_layers"])
+        self.pi = Net(archi["actor"], obs, 0, action)
+        self.Q = [Net(critic, obs, action, 1) for _ in range(critic["num_parallel"])]
+        self.D = mlp(D + obs, 1, archi["discriminator"]["hidden_layers"])
+        self.norm = nn.BatchNorm1d(obs, affine=False)
         for network in (*self.F, self.B, self.pi, *self.Q, self.D):
             for name, parameter in network.named_parameters():
                 nn.init.normal_(parameter, 0.0, 0.5 if name.endswith("weight") else 0.2)
         self.norm.running_mean.normal_()
-        self.norm.running_var.copy_(10.0 ** torch.linspace(-4, 1, OBS))  # the epsilon matters
+        self.norm.running_var.copy_(10.0 ** torch.linspace(-4, 1, obs))  # the epsilon matters
         self.norm.eval()
 
     def tensors(self):
@@ -159,13 +162,13 @@ def parallel(heads, mode):
     return stacked
 
 
-def config(*, b=None, norm_obs=True, **map_):
+def config(*, obs_dim=OBS, action_dim=ACTION, b=None, norm_obs=True, **map_):
     ensemble = {"num_parallel": 2, "ensemble_mode": "batch"}
     archi = {"hidden_dim": WIDTH, "model": "simple", "hidden_layers": 1, "embedding_layers": 2}
     alone = {**archi, **{k: v for k, v in map_.items() if k in archi}}
     return {
-        "obs_dim": OBS,
-        "action_dim": ACTION,
+        "obs_dim": obs_dim,
+        "action_dim": action_dim,
         "device": "cuda",
         "archi": {
             "z_dim": D,
@@ -295,8 +298,75 @@ def test_the_model_is_one_of_bfmpipe(export):
 def test_a_model_without_a_domain_says_so(export):
     _, source, destination = export(config())
     import_metamotivo(source, destination)
-    with pytest.raises(UserError, match=r"an imported model, trained in none of the domains here"):
+    with pytest.raises(UserError, match=r"an imported model without a domain: it has no tasks"):
         api.load(destination)
+
+
+# a domain
+
+
+def test_the_humanoid_is_what_its_widths_mean(export, capsys):
+    _, source, destination = export(config(obs_dim=358, action_dim=69))
+    assert main(["import-metamotivo", str(source), str(destination)]) == 0
+    settings = "physics_steps 15, episode_steps 300, body own, start fall"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{destination}: a model of humanoid ({settings})",
+        "returns on this body are not comparable with published ones, which are on HumEnv's "
+        "(--domain-set body=humenv)",
+    ]
+    pretrained = api.load(destination)
+    assert pretrained.domain.name == "humanoid"
+    assert pretrained.domain.config == make_domain("humanoid", {}).config
+    assert pretrained.card["domain_settings"]["body"] == "own"
+    assert set(pretrained.card["imported"]["metamotivo"]) == {"config.json", "model.safetensors"}
+
+
+def test_settings_of_the_domain_are_the_models(export):
+    _, source, destination = export(config(obs_dim=358, action_dim=69))
+    words = ["--domain-set", "episode_steps=7", "start=default"]
+    assert main(["import-metamotivo", str(source), str(destination), *words]) == 0
+    domain = api.load(destination).domain
+    assert domain.config == make_domain("humanoid", {"episode_steps": 7, "start": "default"}).config
+
+
+def test_a_model_of_another_domain(export, capsys):
+    _, source, destination = export(config(obs_dim=4, action_dim=2))
+    words = ["--domain", "point_mass_maze", "--domain-set", "episode_steps=20"]
+    assert main(["import-metamotivo", str(source), str(destination), *words]) == 0
+    assert capsys.readouterr().out == (
+        f"{destination}: a model of point_mass_maze (physics_steps 1, episode_steps 20)\n"
+    )
+    assert api.load(destination).domain.name == "point_mass_maze"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--domain", "walker"],
+            "{source}: a checkpoint of 6 observations and 3 actions; walker has 24 and 6",
+        ),
+        (
+            ["--domain-set", "start=default"],
+            "{source}: a checkpoint of 6 observations and 3 actions; humanoid has 358 and 69",
+        ),
+        (["--domain", "moon"], "no 'moon' in bfmpipe.envs; it has cheetah, humanoid, "),
+        (["--domain-set", "boddy=own"], "domain humanoid: boddy is not a setting; did you mean"),
+        (["--domain-set", "body=theirs"], "domain humanoid: body: 'theirs' is not a choice; "),
+        (["--domain-set", "body"], "--domain-set: 'body' is not KEY=VALUE"),
+        (["--domain-set", "body=own", "body=own"], "--domain-set: body is given twice"),
+        (["--domain", "walker", "--domain", "walker"], "--domain is given twice"),
+    ],
+)
+def test_a_domain_that_does_not_fit_is_one_line(export, capsys, words, said):
+    _, source, destination = export(config())
+    assert main(["import-metamotivo", str(source), str(destination), *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    expected = said.format(source=source)
+    assert line.removeprefix("bfmpipe import-metamotivo: error: ").startswith(expected)
+    assert not destination.exists()
 
 
 SNIPPET = re.search(r"## Meta Motivo\n.*?```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
@@ -321,6 +391,10 @@ def test_the_documentation_runs_as_written(tmp_path, monkeypatch):
 def test_the_command(export, capsys):
     _, source, destination = export(config(model="residual"))
     assert main(["import-metamotivo", str(source), str(destination)]) == 0
+    assert capsys.readouterr().out == (
+        f"{destination}: networks without a domain, since humanoid has 358 observations and 69 "
+        "actions, and these 6 and 3\n"
+    )
     load_model(destination)
     (source / "model.safetensors").unlink()
     assert main(["import-metamotivo", str(source), str(destination) + "2"]) == 2
