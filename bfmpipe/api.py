@@ -35,7 +35,7 @@ from bfmpipe.envs import Domain, make_domain
 from bfmpipe.envs.batched import BatchedEnv, threads
 from bfmpipe.envs.domain import Task
 from bfmpipe.envs.tasks import OwnTask
-from bfmpipe.inference import goal, reward, tracking
+from bfmpipe.inference import goal, reward, roaming, tracking
 from bfmpipe.inference.reward import Inference, Latent
 from bfmpipe.types import Array, UserError, counted
 
@@ -51,6 +51,7 @@ __all__ = [
     "make_domain",
     "play",
     "read_transitions",
+    "roam",
 ]
 
 
@@ -182,6 +183,38 @@ def infer_tracking(
     obs = _observations(pretrained, frames, "frames")
     sample = _sample(pretrained, data, inference, seed)
     return tracking.infer_tracking(model, obs, inference, sample, window=window)
+
+
+def roam(
+    pretrained: Pretrained,
+    *,
+    episodes: int,
+    latent_steps: int = 150,
+    noise_std: float = 0.0,
+    environments: int = 32,
+    seed: int = 0,
+) -> Transitions:
+    """A data set of the model's own making: it plays latents uniform on the sphere.
+
+    Args:
+        pretrained: the model.
+        episodes: how many, each from one of the domain's states for exploration.
+        latent_steps: control steps that a latent is played before the next one is drawn.
+        noise_std: of Gaussian noise on the actions, which are clipped to [-1, 1].
+        environments: episodes side by side; the others follow in rounds.
+        seed: of starts, latents and noise.
+
+    Raises:
+        UserError: for a number that is none of these.
+    """
+    counts = {"episodes": episodes, "latent_steps": latent_steps, "environments": environments}
+    counts = {name: counted(name, value) for name, value in counts.items()}
+    settings = {**counts, "noise_std": noise_std, "seed": seed}
+    config = parse(roaming.Roaming, settings, "roam")
+    pieces = list(roaming.rounds(pretrained.model, pretrained.domain, config))
+    columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    domain = pretrained.domain
+    return Transitions(domain.name, domain.config.model_dump(mode="json"), **columns)
 
 
 class Played(NamedTuple):

@@ -2,7 +2,7 @@
 
 The pipeline adapts to all tasks of a domain and tabulates. Here it is one task of one model, with
 the same inference, methods and evaluation, and what comes out is the latent z. A model that others
-trained is brought by an import.
+trained is brought by an import, and makes a data set to infer from by roaming.
 """
 
 import os
@@ -18,18 +18,21 @@ import torch
 from pydantic import Field, JsonValue
 from torch import Tensor
 
-from bfmpipe import api, plugins
+from bfmpipe import api, code, plugins
 from bfmpipe.adaptation.base import Problem, act_by_latent
 from bfmpipe.adaptation.protocol import Evaluated, Evaluation, rollout_returns, start_states
 from bfmpipe.agents import WEIGHTS, metamotivo
 from bfmpipe.config import Config, parse
+from bfmpipe.data.tables import Provenance, open_table
 from bfmpipe.data.tensors import load_tensors, save_tensors
+from bfmpipe.data.transitions import KIND, schema, write_pieces
 from bfmpipe.envs import make_domain
 from bfmpipe.envs import tasks as own_tasks
 from bfmpipe.envs.batched import threads
 from bfmpipe.envs.domain import Task
 from bfmpipe.envs.rendering import check_film, film
 from bfmpipe.files import file_digest
+from bfmpipe.inference.roaming import Roaming, rounds
 from bfmpipe.metrics.adaptation import improvement
 from bfmpipe.progress import progress
 from bfmpipe.types import Array, UserError
@@ -38,6 +41,7 @@ Settings = dict[str, JsonValue]
 
 _FAMILY = "by-hand"  # every task belongs to a family; here it is its only one
 _HUMANOID = "humanoid"  # what public checkpoints were trained on
+_ROAM = "roam"  # what settings of a data set are called that says how a model roamed
 
 
 class Adapt(Config):
@@ -283,6 +287,48 @@ def import_metamotivo(cfg: Import, *, source: Path, destination: Path) -> None:
     )
 
 
+def roam(cfg: Roaming, *, model: Path, data: Path) -> None:
+    """Let a model play latents drawn at random, and store where it came.
+
+    Args:
+        cfg: how.
+        model: the model's directory.
+        data: the data set to write.
+
+    Raises:
+        UserError: for a model that cannot be loaded, or a `data` that cannot be written or is there
+            and is none that this function wrote.
+    """
+    pretrained = api.load(model)
+    _check_writable(data)
+    _check_roamed(data)
+    domain = pretrained.domain
+    provenance = Provenance(
+        KIND,
+        {
+            "domain": {"name": domain.name, "settings": domain.config.model_dump(mode="json")},
+            _ROAM: cfg.model_dump(mode="json"),
+        },
+        code.digest(
+            "bfmpipe.inference.roaming",
+            plugins.module_name("envs", domain.name),
+            plugins.module_name("models", pretrained.card["agent"]),
+        ),
+        source={"weights_sha256": file_digest(model / WEIGHTS)},
+    )
+
+    def pieces() -> Iterator[dict[str, Array]]:
+        with progress(cfg.episodes, f"roam {domain.name}", "episode") as bar:
+            for piece in rounds(pretrained.model, domain, cfg):
+                yield piece
+                bar.update(int(np.count_nonzero(piece["step"] == 0)))
+
+    shape = schema(domain.obs_dim, domain.action_dim, domain.physics_dim)
+    write_pieces(data, shape, pieces(), lambda: provenance)
+    count = cfg.episodes * domain.config.episode_steps
+    print(f"{data}: {count:,} transitions of {domain.name} in {cfg.episodes:,} episodes")
+
+
 def _prepare(
     model: Path, domain: str, task: str, settings: Settings
 ) -> tuple[api.Pretrained, Task]:
@@ -367,6 +413,23 @@ def _check_replaceable(path: Path) -> None:
         " what this run saves will replace it",
         file=sys.stderr,
     )
+
+
+def _check_roamed(path: Path) -> None:
+    """Refuse to write over anything but what `roam` wrote, and announce that."""
+    if not path.exists():
+        return
+    refusal = (
+        f"{path}: is there already, and is no data set that `bfmpipe roam` wrote; name another file"
+    )
+    try:
+        file, there = open_table(path, KIND)
+    except UserError as error:
+        raise UserError(refusal) from error
+    file.close()
+    if _ROAM not in there.settings:  # explored, which may have taken days
+        raise UserError(refusal)
+    print(f"{path}: holds an earlier data set of `bfmpipe roam`, to be replaced", file=sys.stderr)
 
 
 def _check_video(pretrained: api.Pretrained, video: Path) -> None:

@@ -2,9 +2,10 @@
 
 Every function of bfmpipe.stages named like its module is a command. Its first parameter is the
 settings, given as JSON or as @file; its keyword-only parameters are files. `bfmpipe doctor` is no
-stage: it has neither, and says whether the installation is well. Nor is `bfmpipe import-metamotivo
-DIR OUT`: it brings a model that others trained. `bfmpipe adapt` without the stage's settings adapts
-to one task by hand, and `bfmpipe play` plays what came of it.
+stage: it has neither, and says whether the installation is well. Nor are `bfmpipe import-metamotivo
+DIR OUT`, which brings a model that others trained, and `bfmpipe roam`, which lets a model make its
+own data. `bfmpipe adapt` without the stage's settings adapts to one task by hand, and `bfmpipe
+play` plays what came of it.
 """
 
 import argparse
@@ -188,6 +189,35 @@ def _import_metamotivo(argv: list[str]) -> int:
     return 0
 
 
+_ROAM = "let a model play latents drawn at random: a data set to infer from, of its own making"
+
+
+def _roam(argv: list[str]) -> int:
+    parser = _parser(
+        prog="bfmpipe roam",
+        description="Let a model play latents drawn uniformly from the sphere, from the states "
+        "that exploration begins in, and store where it came: a data set for `bfmpipe adapt` and "
+        "`bfmpipe play`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="of a model")
+    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="to write")
+    for name, said in (
+        ("episodes", "episodes to play (100)"),
+        ("latent-steps", "control steps that a latent is played before the next is drawn (150)"),
+        ("noise-std", "of Gaussian noise on the actions, which are clipped to [-1, 1] (0)"),
+        ("environments", "episodes side by side, which are in memory (32)"),
+        ("seed", "of all randomness (0)"),
+    ):
+        parser.add_argument(f"--{name}", type=_value, metavar="N", help=said)
+    given = vars(parser.parse_args(argv))
+    files = {name: given.pop(name) for name in ("model", "data")}
+    from bfmpipe import by_hand
+
+    by_hand.roam(parse(by_hand.Roaming, _chosen(given), "the arguments"), **files)
+    return 0
+
+
 _BY_HAND = """\
 Adapt a model to one task by hand: infer its latent from the data set, adapt it, say what was
 gained, and save it for `bfmpipe play`. With --cfg it is the pipeline's stage instead, on all tasks
@@ -360,6 +390,7 @@ _OTHERS = {
     "doctor": (_DOCTOR, _doctor),
     "import-metamotivo": (_IMPORT, _import_metamotivo),
     "play": (_PLAY, _play),
+    "roam": (_ROAM, _roam),
 }
 
 

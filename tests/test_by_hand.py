@@ -16,6 +16,7 @@ from bfmpipe import api, by_hand
 from bfmpipe.adaptation.protocol import Evaluation, start_states
 from bfmpipe.agents import WEIGHTS, load_model, load_tensors, save_model, save_tensors
 from bfmpipe.cli import _opengl, main
+from bfmpipe.data.tables import open_table
 from bfmpipe.files import file_digest
 
 LOLA = {"states": 2, "latents": 2, "horizon": 5, "start_states": "own", "bootstrap": False}
@@ -32,8 +33,9 @@ def here(tmp_path, monkeypatch):
     return tmp_path / "here"
 
 
-def adapt(tiny, *more, method="lola", settings=LOLA_WORDS):
-    options = ["--model", str(tiny.model), "--data", str(tiny.dataset), "--method", method]
+def adapt(tiny, *more, method="lola", settings=LOLA_WORDS, data=True):
+    options = ["--model", str(tiny.model), "--method", method]
+    options += ["--data", str(tiny.dataset)] if data else []
     settings = ["--set", *settings] if settings else []
     return main(["adapt", *options, *TASK, *SHORT, *settings, *map(str, more)])
 
@@ -195,6 +197,75 @@ def test_the_data_set_of_the_pipeline_is_found(tiny, tmp_path, capsys):
     assert line.endswith("say where it is with --data")
     (tmp_path / "results/maze/data.parquet").symlink_to(tiny.dataset)
     assert main(list(map(str, argv))) == 0
+
+
+def roam(tiny, *more, data="own.parquet"):
+    argv = ["roam", "--model", tiny.model, "--data", data, "--episodes", 5, *more]
+    return main(list(map(str, argv)))
+
+
+def test_a_model_makes_a_data_set(tiny, capsys):
+    words = ["--latent-steps", 7, "--noise-std", 0.1, "--environments", 2, "--seed", 3]
+    assert roam(tiny, *words) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "own.parquet: 100 transitions of point_mass_maze in 5 episodes\n"
+    assert "5/5" in captured.err
+    found = api.read_transitions("own.parquet")
+    settings = {"latent_steps": 7, "noise_std": 0.1, "environments": 2, "seed": 3}
+    made = api.roam(api.load(tiny.model), episodes=5, **settings)
+    assert (found.domain, found.domain_settings) == (made.domain, made.domain_settings)
+    for name in ("episode", "step", "obs", "action", "physics"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(made, name))
+    file, origin = open_table(Path("own.parquet"), "transitions")
+    file.close()
+    assert origin.settings["domain"]["name"] == "point_mass_maze"
+    assert origin.settings["roam"] == {"episodes": 5, **settings}
+    assert origin.source == {"weights_sha256": file_digest(tiny.model / WEIGHTS)}
+    assert roam(tiny, *words, data="again.parquet") == 0
+    assert Path("again.parquet").read_bytes() == Path("own.parquet").read_bytes()
+    capsys.readouterr()
+    assert adapt(tiny, "--data", "own.parquet", data=False) == 0
+
+
+def test_what_a_model_made_is_replaced_and_nothing_else(tiny, here, capsys):
+    assert roam(tiny) == 0
+    first = Path("own.parquet").read_bytes()
+    capsys.readouterr()
+    assert roam(tiny, "--seed", 1) == 0
+    said = capsys.readouterr().err.splitlines()[0]
+    assert said == "own.parquet: holds an earlier data set of `bfmpipe roam`, to be replaced"
+    assert Path("own.parquet").read_bytes() != first
+    Path("explored.parquet").write_bytes(tiny.dataset.read_bytes())
+    Path("notes").write_text("notes")
+    Path("losses.parquet").write_bytes(tiny.losses.read_bytes())
+    for name in ("explored.parquet", "notes", "losses.parquet"):
+        before = Path(name).read_bytes()
+        line = refused(capsys, ["roam", "--model", tiny.model, "--data", name])
+        assert line == (
+            f"{name}: is there already, and is no data set that `bfmpipe roam` wrote; name another "
+            "file"
+        )
+        assert Path(name).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--episodes", "0"], "the arguments: episodes: 0 should be greater than or equal to 1"),
+        (["--latent-steps", "x"], "the arguments: latent_steps: 'x' is text, not a whole number"),
+        (["--noise-std", "-1"], "the arguments: noise_std: -1 should be greater than or equal"),
+        (["--environments", "0"], "the arguments: environments: 0 should be greater than or"),
+        (["--seed", "1", "--seed", "1"], "--seed is given twice"),
+        (["--model", "none"], "none/config.json: no such file; a model is a directory"),
+        (["--data", "{here}"], "{here}: is a directory; name a file to write"),
+    ],
+)
+def test_a_mistake_in_roaming_is_one_line(tiny, here, capsys, words, said):
+    words, (said,) = ([w.format(here=here) for w in these] for these in (words, [said]))
+    options = {"--model": tiny.model, "--data": "own.parquet"}
+    given = [word for option in options.items() if option[0] not in words for word in option]
+    assert refused(capsys, ["roam", *given, *words]).startswith(said)
+    assert list(here.iterdir()) == []
 
 
 OWN = "def near(physics, action):\n    return (physics.position[:, 0] < 0) * 1.0\n"
