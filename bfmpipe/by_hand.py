@@ -32,6 +32,7 @@ from bfmpipe.envs.batched import threads
 from bfmpipe.envs.domain import Task
 from bfmpipe.envs.rendering import check_film, film
 from bfmpipe.files import file_digest
+from bfmpipe.inference import Inference
 from bfmpipe.inference.roaming import Roaming, rounds
 from bfmpipe.metrics.adaptation import improvement
 from bfmpipe.progress import progress
@@ -51,6 +52,7 @@ class Adapt(Config):
     """The model's, if it is given at all."""
     task: str
     task_settings: Settings = Field(default_factory=dict)
+    infer: Inference = Inference()
     method: str
     method_settings: Settings = Field(default_factory=dict)
     episodes: int = Field(50, ge=1)
@@ -69,6 +71,7 @@ class ZeroShot(Config):
     domain: str = ""
     task: str
     task_settings: Settings = Field(default_factory=dict)
+    infer: Inference = Inference()
     seed: int = Field(0, ge=0)
 
 
@@ -99,6 +102,8 @@ class Saved(Config):
     """Of the model's weights."""
     task: str
     task_settings: Settings
+    infer: Inference = Inference()
+    """How z_0 was inferred; files of earlier versions, which had the defaults, do not say it."""
     method: str
     method_settings: Settings
     seed: int
@@ -130,7 +135,7 @@ def adapt(cfg: Adapt, *, model: Path, data: Path | None = None, latent: Path | N
     _check_writable(latent)
     _check_replaceable(latent)
     transitions = api.read_transitions(_dataset(model, data))
-    inferred = api.infer(pretrained, [task], transitions, seed=cfg.seed)
+    inferred = api.infer(pretrained, [task], transitions, inference=cfg.infer, seed=cfg.seed)
     evaluation = Evaluation(episodes=cfg.evaluate)
     began = time.perf_counter()
     points = _watched(
@@ -171,6 +176,7 @@ def adapt(cfg: Adapt, *, model: Path, data: Path | None = None, latent: Path | N
         model_sha256=file_digest(model / WEIGHTS),
         task=task.name,
         task_settings=task.settings.model_dump(mode="json"),
+        infer=cfg.infer,
         method=cfg.method,
         method_settings=settings.model_dump(mode="json"),
         seed=cfg.seed,
@@ -250,8 +256,10 @@ def play_zero_shot(
     if video:
         _check_video(pretrained, video)
     transitions = api.read_transitions(_dataset(model, data))
-    z = api.infer(pretrained, [task], transitions, seed=zero_shot.seed).z[0]
-    _play(cfg, pretrained, task, z, Evaluation(), "zero-shot", video)
+    latent = api.infer(
+        pretrained, [task], transitions, inference=zero_shot.infer, seed=zero_shot.seed
+    )
+    _play(cfg, pretrained, task, latent.z[0], Evaluation(), "zero-shot", video)
 
 
 def import_metamotivo(cfg: Import, *, source: Path, destination: Path) -> None:

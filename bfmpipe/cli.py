@@ -277,7 +277,8 @@ def _play(argv: list[str]) -> int:
         usage="bfmpipe play FILE [--model DIR] [--task-set file=FILE.py] [--episodes N] "
         "[--video FILE]\n"
         "       bfmpipe play --model DIR --task TASK [--domain DOMAIN] [--task-set KEY=VALUE ...]\n"
-        "                    [--data FILE] [--seed N] [--episodes N] [--video FILE]",
+        "                    [--infer KEY=VALUE ...] [--data FILE] [--seed N] [--episodes N]\n"
+        "                    [--video FILE]",
         description="Play a latent that `bfmpipe adapt` saved, from the start states that it was "
         "evaluated at; or zero-shot, what inference gives for a task.",
         allow_abbrev=False,
@@ -344,6 +345,7 @@ def _add_task(parser: argparse.ArgumentParser, *, required: bool) -> None:
         metavar="FILE",
         help="data set to infer from (data.parquet where the pipeline puts it, DIR/../../..)",
     )
+    _add_settings(parser, "--infer", "settings of the inference, such as reward_weighting=softmax")
     parser.add_argument("--seed", type=_value, metavar="N", help="of all randomness (0)")
 
 
@@ -356,7 +358,8 @@ def _add_settings(parser: argparse.ArgumentParser, option: str, said: str) -> No
 def _task(given: dict[str, Any]) -> dict[str, Any]:
     """Settings from options: those not given keep their defaults."""
     task_settings = _settings(given.pop("task_set"), "--task-set")
-    return {**_chosen(given), "task_settings": task_settings}
+    infer = _settings(given.pop("infer"), "--infer")
+    return {**_chosen(given), "task_settings": task_settings, "infer": infer}
 
 
 def _chosen(given: dict[str, Any]) -> dict[str, Any]:

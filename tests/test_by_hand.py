@@ -18,6 +18,7 @@ from bfmpipe.agents import WEIGHTS, load_model, load_tensors, save_model, save_t
 from bfmpipe.cli import _opengl, main
 from bfmpipe.data.tables import open_table
 from bfmpipe.files import file_digest
+from bfmpipe.inference import Inference
 
 LOLA = {"states": 2, "latents": 2, "horizon": 5, "start_states": "own", "bootstrap": False}
 LOLA_WORDS = ["states=2", "latents=2", "horizon=5", "start_states=own", "bootstrap=false"]
@@ -199,6 +200,36 @@ def test_the_data_set_of_the_pipeline_is_found(tiny, tmp_path, capsys):
     assert main(list(map(str, argv))) == 0
 
 
+def test_the_inference_may_be_chosen(tiny, capsys):
+    words = ["--infer", "samples=300", "reward_weighting=softmax"]
+    assert adapt(tiny, *words) == 0
+    tensors, header = load_tensors(Path("reach_top_left-lola.safetensors"))
+    inference = Inference(samples=300, reward_weighting="softmax")
+    assert header["infer"] == inference.model_dump()
+    pretrained = api.load(tiny.model)
+    tasks = pretrained.domain.tasks("reach", ["reach_top_left"], {"target_size": 0.1})
+    data = api.read_transitions(tiny.dataset)
+    latent = api.infer(pretrained, tasks, data, inference=inference)
+    assert torch.equal(tensors["z_0"], latent.z[0])
+    assert not torch.equal(tensors["z_0"], expected(tiny)[0].z[0])
+    capsys.readouterr()
+    model = ["--model", str(tiny.model), "--data", str(tiny.dataset)]
+    assert main(["play", *model, *TASK, *words, "--episodes", "3"]) == 0
+    zero_shot = said_returns(capsys.readouterr().out)
+    # whose start states are those of another evaluation
+    z = latent.z[0]
+    starts = start_states(pretrained.domain, Evaluation())[:3]
+    returns, _, _ = by_hand.played(pretrained, tasks[0], z, starts)
+    assert zero_shot == pytest.approx(returns, abs=0.0051)
+
+
+def test_a_latent_that_does_not_say_how_it_was_inferred_plays(latent):
+    tensors, header = load_tensors(latent)
+    assert header.pop("infer") == Inference().model_dump()
+    save_tensors(latent, tensors, header)
+    assert main(["play", str(latent)]) == 0
+
+
 def roam(tiny, *more, data="own.parquet"):
     argv = ["roam", "--model", tiny.model, "--data", data, "--episodes", 5, *more]
     return main(list(map(str, argv)))
@@ -330,6 +361,7 @@ ADAPT_MISTAKES = [
     (["--set", "sigam=1"], "method lola: sigam is not a setting; did you mean sigma?"),
     (["--set", "sigma=wide"], "method lola: sigma: 'wide' is text, not a number"),
     (["--set", "sigma=NaN"], "the arguments: method_settings.sigma: nan is not a finite number"),
+    (["--infer", "weights=ridge"], "the arguments: infer.weights: 'ridge' is not a choice; valid"),
     (["--set", "=1"], "--set: '=1' is not KEY=VALUE"),
     (["--episodes", "0"], "the arguments: episodes: 0 should be greater than or equal to 1"),
     (["--episodes", "ten"], "the arguments: episodes: 'ten' is text, not a whole number"),
@@ -471,6 +503,7 @@ def test_a_latent_that_is_none_is_refused(latent, capsys, change, said):
         (["{latent}", "--task", "x"], "{latent} says what is played; leave --task out"),
         (["{latent}", "--seed", "0"], "{latent} says what is played; leave --seed out"),
         (["{latent}", "--data", "x"], "{latent} says what is played; leave --data out"),
+        (["{latent}", "--infer", "a=1"], "{latent} says what is played; leave --infer out"),
         (["{latent}", "--task-set", "a=1"], "{latent} says what is played; leave --task-set out"),
         (["{latent}", "--episodes", "0"], "the arguments: episodes: 0 should be greater than or"),
         (["{latent}", "--video", "a.avi"], "a.avi: no kind of film; valid: .gif, .mp4, .png"),
