@@ -16,10 +16,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bfmpipe import api
+from bfmpipe.adaptation.protocol import Evaluation
 from bfmpipe.agents import fb_cpr, load_model, load_tensors
 from bfmpipe.agents.metamotivo import import_metamotivo
 from bfmpipe.cli import main
 from bfmpipe.envs import make_domain
+from bfmpipe.inference import Inference
 from bfmpipe.types import UserError
 
 DOCS = Path(__file__).parents[2] / "docs" / "agents.md"
@@ -369,13 +371,75 @@ def test_a_domain_that_does_not_fit_is_one_line(export, capsys, words, said):
     assert not destination.exists()
 
 
+# from a checkpoint to an adapted latent
+
+
+@pytest.fixture
+def humanoid(tmp_path, monkeypatch):
+    """The tiny checkpoint as a model of short episodes, in a directory of its own."""
+    if not TINY.is_dir():
+        pytest.skip(f"no {TINY}")
+    monkeypatch.chdir(tmp_path)
+    words = ["--domain", "humanoid", "--domain-set", "episode_steps=12"]
+    assert main(["import-metamotivo", str(TINY), "OUT", *words]) == 0
+    return Path("OUT")
+
+
+LOLA = {"states": 2, "latents": 2, "horizon": 6}
+
+
+def test_an_imported_model_adapts_and_plays(humanoid, capsys):
+    given = ["--model", "OUT", "--data", "own.parquet"]
+    assert main(["roam", *given, "--episodes", "6", "--latent-steps", "5"]) == 0
+    assert capsys.readouterr().out.endswith(
+        "own.parquet: 72 transitions of humanoid in 6 episodes\n"
+    )
+    task = ["--task", "move-ego-0-0", "--infer", "reward_weighting=softmax"]
+    short = ["--episodes", "4", "--every", "2", "--evaluate", "3"]
+    settings = [f"{name}={value}" for name, value in LOLA.items()]
+    adapt = ["adapt", *given, *task, "--method", "lola", *short, "--set", *settings]
+    assert main(adapt) == 0
+    assert "humanoid move-ego-0-0: zero-shot " in capsys.readouterr().out
+    latent = Path("move-ego-0-0-lola.safetensors")
+    tensors, header = load_tensors(latent)
+    assert header["infer"]["reward_weighting"] == "softmax"
+    assert header["domain_settings"]["episode_steps"] == 12
+
+    pretrained = api.load("OUT")
+    data = api.roam(pretrained, episodes=6, latent_steps=5)
+    tasks = pretrained.domain.tasks("mine", ["move-ego-0-0"], {})
+    softmax = Inference(reward_weighting="softmax")
+    inferred = api.infer(pretrained, tasks, data, inference=softmax)
+    assert torch.equal(inferred.z[0], tensors["z_0"])
+    *_, last = api.adapt(
+        pretrained,
+        tasks,
+        inferred,
+        data,
+        method="lola",
+        episodes=4,
+        every=2,
+        evaluation=Evaluation(episodes=3),
+        settings=LOLA,
+    )
+    assert np.array_equal(last.z[0], tensors["z"].numpy())
+    assert not torch.equal(tensors["z"], tensors["z_0"])
+
+    assert main(["play", str(latent), "--episodes", "3"]) == 0
+    said = re.findall(r"^episode \d+ +(\S+)$", capsys.readouterr().out, re.MULTILINE)
+    assert [float(value) for value in said] == pytest.approx(header["returns_after"], abs=0.0051)
+    assert main(["play", *given, *task, "--episodes", "2"]) == 0
+    assert "zero-shot: mean return " in capsys.readouterr().out
+
+
 SNIPPET = re.search(r"## Meta Motivo\n.*?```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
 
 
 def test_the_documentation_runs_as_written(tmp_path, monkeypatch):
     if not TINY.is_dir():
         pytest.skip(f"no {TINY}")
-    import_metamotivo(TINY, tmp_path / "OUT")
+    short = make_domain("humanoid", {"episode_steps": 12})
+    import_metamotivo(TINY, tmp_path / "model", short)
     monkeypatch.chdir(tmp_path)
     done = {}
     exec(SNIPPET[1], done)
@@ -385,7 +449,8 @@ def test_the_documentation_runs_as_written(tmp_path, monkeypatch):
     assert done["action"].shape == (8, actions)
     assert done["F"].shape[1:] == (8, d)
     assert done["B"].shape == (8, d)
-    assert done["card"]["agent"] == "fb_cpr"
+    assert done["latent"].z.shape == (1, d)
+    assert done["played"].action.shape == (12, 2, actions)
 
 
 def test_the_command(export, capsys):
