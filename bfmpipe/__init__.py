@@ -16,6 +16,7 @@ _HOMES = {
             "make_domain",
             "play",
             "read_transitions",
+            "roam",
         ),
         "bfmpipe.api",
     ),
@@ -35,6 +36,7 @@ __all__ = [
     "make_vec",
     "play",
     "read_transitions",
+    "roam",
 ]
 
 

@@ -35,7 +35,7 @@ from bfmpipe.envs import Domain, make_domain
 from bfmpipe.envs.batched import BatchedEnv, threads
 from bfmpipe.envs.domain import Task
 from bfmpipe.envs.tasks import OwnTask
-from bfmpipe.inference import goal, reward, tracking
+from bfmpipe.inference import goal, reward, roaming, tracking
 from bfmpipe.inference.reward import Inference, Latent
 from bfmpipe.types import Array, UserError, counted
 
@@ -51,6 +51,7 @@ __all__ = [
     "make_domain",
     "play",
     "read_transitions",
+    "roam",
 ]
 
 
@@ -76,9 +77,9 @@ def load(directory: Path | str) -> Pretrained:
     model, card = load_model(directory)
     if "imported" in card and "domain" not in card:
         raise UserError(
-            f"{directory}: an imported model, trained in none of the domains here: it has no tasks "
-            "to infer, adapt to or play; `bfmpipe.agents.load_model` gives its networks (see "
-            "docs/agents.md)"
+            f"{directory}: an imported model without a domain: it has no tasks to infer, adapt to "
+            "or play; import it again with --domain where one has its widths, or take its networks "
+            "from `bfmpipe.agents.load_model` (see docs/agents.md)"
         )
     for name in ("domain", "domain_settings"):
         if card.get(name) is None:
@@ -182,6 +183,38 @@ def infer_tracking(
     obs = _observations(pretrained, frames, "frames")
     sample = _sample(pretrained, data, inference, seed)
     return tracking.infer_tracking(model, obs, inference, sample, window=window)
+
+
+def roam(
+    pretrained: Pretrained,
+    *,
+    episodes: int,
+    latent_steps: int = 150,
+    noise_std: float = 0.0,
+    environments: int = 32,
+    seed: int = 0,
+) -> Transitions:
+    """A data set of the model's own making: it plays latents uniform on the sphere.
+
+    Args:
+        pretrained: the model.
+        episodes: how many, each from one of the domain's states for exploration.
+        latent_steps: control steps that a latent is played before the next one is drawn.
+        noise_std: of Gaussian noise on the actions, which are clipped to [-1, 1].
+        environments: episodes side by side; the others follow in rounds.
+        seed: of starts, latents and noise.
+
+    Raises:
+        UserError: for a number that is none of these.
+    """
+    counts = {"episodes": episodes, "latent_steps": latent_steps, "environments": environments}
+    counts = {name: counted(name, value) for name, value in counts.items()}
+    settings = {**counts, "noise_std": noise_std, "seed": seed}
+    config = parse(roaming.Roaming, settings, "roam")
+    pieces = list(roaming.rounds(pretrained.model, pretrained.domain, config))
+    columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    domain = pretrained.domain
+    return Transitions(domain.name, domain.config.model_dump(mode="json"), **columns)
 
 
 class Played(NamedTuple):

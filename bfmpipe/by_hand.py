@@ -1,7 +1,8 @@
 """One task by hand: adapt to it, keep the latent in a file, play it again and look at it.
 
 The pipeline adapts to all tasks of a domain and tabulates. Here it is one task of one model, with
-the same inference, methods and evaluation, and what comes out is the latent z.
+the same inference, methods and evaluation, and what comes out is the latent z. A model that others
+trained is brought by an import, and makes a data set to infer from by roaming.
 """
 
 import os
@@ -17,17 +18,22 @@ import torch
 from pydantic import Field, JsonValue
 from torch import Tensor
 
-from bfmpipe import api, plugins
+from bfmpipe import api, code, plugins
 from bfmpipe.adaptation.base import Problem, act_by_latent
 from bfmpipe.adaptation.protocol import Evaluated, Evaluation, rollout_returns, start_states
-from bfmpipe.agents import WEIGHTS
+from bfmpipe.agents import WEIGHTS, metamotivo
 from bfmpipe.config import Config, parse
+from bfmpipe.data.tables import Provenance, open_table
 from bfmpipe.data.tensors import load_tensors, save_tensors
+from bfmpipe.data.transitions import KIND, schema, write_pieces
+from bfmpipe.envs import make_domain
 from bfmpipe.envs import tasks as own_tasks
 from bfmpipe.envs.batched import threads
 from bfmpipe.envs.domain import Task
 from bfmpipe.envs.rendering import check_film, film
 from bfmpipe.files import file_digest
+from bfmpipe.inference import Inference
+from bfmpipe.inference.roaming import Roaming, rounds
 from bfmpipe.metrics.adaptation import improvement
 from bfmpipe.progress import progress
 from bfmpipe.types import Array, UserError
@@ -35,6 +41,8 @@ from bfmpipe.types import Array, UserError
 Settings = dict[str, JsonValue]
 
 _FAMILY = "by-hand"  # every task belongs to a family; here it is its only one
+_HUMANOID = "humanoid"  # what public checkpoints were trained on
+_ROAM = "roam"  # what settings of a data set are called that says how a model roamed
 
 
 class Adapt(Config):
@@ -44,6 +52,7 @@ class Adapt(Config):
     """The model's, if it is given at all."""
     task: str
     task_settings: Settings = Field(default_factory=dict)
+    infer: Inference = Inference()
     method: str
     method_settings: Settings = Field(default_factory=dict)
     episodes: int = Field(50, ge=1)
@@ -62,7 +71,16 @@ class ZeroShot(Config):
     domain: str = ""
     task: str
     task_settings: Settings = Field(default_factory=dict)
+    infer: Inference = Inference()
     seed: int = Field(0, ge=0)
+
+
+class Import(Config):
+    """Which domain an imported model is of."""
+
+    domain: str = ""
+    """The humanoid if it is not given and the widths fit."""
+    domain_settings: Settings = Field(default_factory=dict)
 
 
 class Play(Config):
@@ -84,6 +102,8 @@ class Saved(Config):
     """Of the model's weights."""
     task: str
     task_settings: Settings
+    infer: Inference = Inference()
+    """How z_0 was inferred; files of earlier versions, which had the defaults, do not say it."""
     method: str
     method_settings: Settings
     seed: int
@@ -115,7 +135,7 @@ def adapt(cfg: Adapt, *, model: Path, data: Path | None = None, latent: Path | N
     _check_writable(latent)
     _check_replaceable(latent)
     transitions = api.read_transitions(_dataset(model, data))
-    inferred = api.infer(pretrained, [task], transitions, seed=cfg.seed)
+    inferred = api.infer(pretrained, [task], transitions, inference=cfg.infer, seed=cfg.seed)
     evaluation = Evaluation(episodes=cfg.evaluate)
     began = time.perf_counter()
     points = _watched(
@@ -156,6 +176,7 @@ def adapt(cfg: Adapt, *, model: Path, data: Path | None = None, latent: Path | N
         model_sha256=file_digest(model / WEIGHTS),
         task=task.name,
         task_settings=task.settings.model_dump(mode="json"),
+        infer=cfg.infer,
         method=cfg.method,
         method_settings=settings.model_dump(mode="json"),
         seed=cfg.seed,
@@ -235,8 +256,85 @@ def play_zero_shot(
     if video:
         _check_video(pretrained, video)
     transitions = api.read_transitions(_dataset(model, data))
-    z = api.infer(pretrained, [task], transitions, seed=zero_shot.seed).z[0]
-    _play(cfg, pretrained, task, z, Evaluation(), "zero-shot", video)
+    latent = api.infer(
+        pretrained, [task], transitions, inference=zero_shot.infer, seed=zero_shot.seed
+    )
+    _play(cfg, pretrained, task, latent.z[0], Evaluation(), "zero-shot", video)
+
+
+def import_metamotivo(cfg: Import, *, source: Path, destination: Path) -> None:
+    """Write a checkpoint of Meta Motivo as a model of a domain.
+
+    Args:
+        cfg: the domain. If it is not said, and the checkpoint has not the humanoid's widths, the
+            model is of none.
+        source: the checkpoint's directory.
+        destination: the model's directory, new or empty.
+
+    Raises:
+        UserError: see `agents.metamotivo.import_metamotivo`; or for an unknown domain or setting.
+    """
+    widths = metamotivo.widths(source)
+    domain = make_domain(cfg.domain or _HUMANOID, cfg.domain_settings)
+    fits = widths == (domain.obs_dim, domain.action_dim)
+    if fits or cfg.domain or cfg.domain_settings:
+        metamotivo.import_metamotivo(source, destination, domain)
+        settings = domain.config.model_dump(mode="json")
+        told = ", ".join(f"{name} {value}" for name, value in settings.items())
+        print(f"{destination}: a model of {domain.name} ({told})")
+        if settings.get("body") == "own":
+            print(
+                "returns on this body are not comparable with published ones, which are on "
+                "HumEnv's (--domain-set body=humenv)"
+            )
+        return
+    metamotivo.import_metamotivo(source, destination)
+    print(
+        f"{destination}: networks without a domain, since {domain.name} has {domain.obs_dim} "
+        f"observations and {domain.action_dim} actions, and these {widths[0]} and {widths[1]}"
+    )
+
+
+def roam(cfg: Roaming, *, model: Path, data: Path) -> None:
+    """Let a model play latents drawn at random, and store where it came.
+
+    Args:
+        cfg: how.
+        model: the model's directory.
+        data: the data set to write.
+
+    Raises:
+        UserError: for a model that cannot be loaded, or a `data` that cannot be written or is there
+            and is none that this function wrote.
+    """
+    pretrained = api.load(model)
+    _check_writable(data)
+    _check_roamed(data)
+    domain = pretrained.domain
+    provenance = Provenance(
+        KIND,
+        {
+            "domain": {"name": domain.name, "settings": domain.config.model_dump(mode="json")},
+            _ROAM: cfg.model_dump(mode="json"),
+        },
+        code.digest(
+            "bfmpipe.inference.roaming",
+            plugins.module_name("envs", domain.name),
+            plugins.module_name("models", pretrained.card["agent"]),
+        ),
+        source={"weights_sha256": file_digest(model / WEIGHTS)},
+    )
+
+    def pieces() -> Iterator[dict[str, Array]]:
+        with progress(cfg.episodes, f"roam {domain.name}", "episode") as bar:
+            for piece in rounds(pretrained.model, domain, cfg):
+                yield piece
+                bar.update(int(np.count_nonzero(piece["step"] == 0)))
+
+    shape = schema(domain.obs_dim, domain.action_dim, domain.physics_dim)
+    write_pieces(data, shape, pieces(), lambda: provenance)
+    count = cfg.episodes * domain.config.episode_steps
+    print(f"{data}: {count:,} transitions of {domain.name} in {cfg.episodes:,} episodes")
 
 
 def _prepare(
@@ -323,6 +421,23 @@ def _check_replaceable(path: Path) -> None:
         " what this run saves will replace it",
         file=sys.stderr,
     )
+
+
+def _check_roamed(path: Path) -> None:
+    """Refuse to write over anything but what `roam` wrote, and announce that."""
+    if not path.exists():
+        return
+    refusal = (
+        f"{path}: is there already, and is no data set that `bfmpipe roam` wrote; name another file"
+    )
+    try:
+        file, there = open_table(path, KIND)
+    except UserError as error:
+        raise UserError(refusal) from error
+    file.close()
+    if _ROAM not in there.settings:  # explored, which may have taken days
+        raise UserError(refusal)
+    print(f"{path}: holds an earlier data set of `bfmpipe roam`, to be replaced", file=sys.stderr)
 
 
 def _check_video(pretrained: api.Pretrained, video: Path) -> None:

@@ -2,9 +2,10 @@
 
 Every function of bfmpipe.stages named like its module is a command. Its first parameter is the
 settings, given as JSON or as @file; its keyword-only parameters are files. `bfmpipe doctor` is no
-stage: it has neither, and says whether the installation is well. Nor is `bfmpipe import-metamotivo
-DIR OUT`: it brings a model that others trained. `bfmpipe adapt` without the stage's settings adapts
-to one task by hand, and `bfmpipe play` plays what came of it.
+stage: it has neither, and says whether the installation is well. Nor are `bfmpipe import-metamotivo
+DIR OUT`, which brings a model that others trained, and `bfmpipe roam`, which lets a model make its
+own data. `bfmpipe adapt` without the stage's settings adapts to one task by hand, and `bfmpipe
+play` plays what came of it.
 """
 
 import argparse
@@ -164,13 +165,56 @@ _IMPORT = "write a checkpoint of Meta Motivo as a model directory"
 
 
 def _import_metamotivo(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="bfmpipe import-metamotivo", description=_IMPORT)
+    parser = _parser(prog="bfmpipe import-metamotivo", description=_IMPORT, allow_abbrev=False)
     parser.add_argument("source", type=Path, metavar="DIR", help="config.json, model.safetensors")
     parser.add_argument("destination", type=Path, metavar="OUT", help="the directory to write")
-    given = parser.parse_args(argv)
-    from bfmpipe.agents.metamotivo import import_metamotivo
+    parser.add_argument(
+        "--domain",
+        help="what it is a model of (humanoid where it has 358 observations and 69 actions, as "
+        "public checkpoints have; else none, which leaves networks to load from Python)",
+    )
+    _add_settings(
+        parser,
+        "--domain-set",
+        "settings of the domain; body=humenv for HumEnv's own body, the only one on which returns "
+        "are comparable with published ones",
+    )
+    given = vars(parser.parse_args(argv))
+    files = {name: given.pop(name) for name in ("source", "destination")}
+    settings = {"domain_settings": _settings(given.pop("domain_set"), "--domain-set")}
+    from bfmpipe import by_hand
 
-    import_metamotivo(given.source, given.destination)
+    cfg = parse(by_hand.Import, {**settings, **_chosen(given)}, "the arguments")
+    by_hand.import_metamotivo(cfg, **files)
+    return 0
+
+
+_ROAM = "let a model play latents drawn at random: a data set to infer from, of its own making"
+
+
+def _roam(argv: list[str]) -> int:
+    parser = _parser(
+        prog="bfmpipe roam",
+        description="Let a model play latents drawn uniformly from the sphere, from the states "
+        "that exploration begins in, and store where it came: a data set for `bfmpipe adapt` and "
+        "`bfmpipe play`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="of a model")
+    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="to write")
+    for name, said in (
+        ("episodes", "episodes to play (100)"),
+        ("latent-steps", "control steps that a latent is played before the next is drawn (150)"),
+        ("noise-std", "of Gaussian noise on the actions, which are clipped to [-1, 1] (0)"),
+        ("environments", "episodes side by side, which are in memory (32)"),
+        ("seed", "of all randomness (0)"),
+    ):
+        parser.add_argument(f"--{name}", type=_value, metavar="N", help=said)
+    given = vars(parser.parse_args(argv))
+    files = {name: given.pop(name) for name in ("model", "data")}
+    from bfmpipe import by_hand
+
+    by_hand.roam(parse(by_hand.Roaming, _chosen(given), "the arguments"), **files)
     return 0
 
 
@@ -233,7 +277,8 @@ def _play(argv: list[str]) -> int:
         usage="bfmpipe play FILE [--model DIR] [--task-set file=FILE.py] [--episodes N] "
         "[--video FILE]\n"
         "       bfmpipe play --model DIR --task TASK [--domain DOMAIN] [--task-set KEY=VALUE ...]\n"
-        "                    [--data FILE] [--seed N] [--episodes N] [--video FILE]",
+        "                    [--infer KEY=VALUE ...] [--data FILE] [--seed N] [--episodes N]\n"
+        "                    [--video FILE]",
         description="Play a latent that `bfmpipe adapt` saved, from the start states that it was "
         "evaluated at; or zero-shot, what inference gives for a task.",
         allow_abbrev=False,
@@ -300,6 +345,7 @@ def _add_task(parser: argparse.ArgumentParser, *, required: bool) -> None:
         metavar="FILE",
         help="data set to infer from (data.parquet where the pipeline puts it, DIR/../../..)",
     )
+    _add_settings(parser, "--infer", "settings of the inference, such as reward_weighting=softmax")
     parser.add_argument("--seed", type=_value, metavar="N", help="of all randomness (0)")
 
 
@@ -312,8 +358,13 @@ def _add_settings(parser: argparse.ArgumentParser, option: str, said: str) -> No
 def _task(given: dict[str, Any]) -> dict[str, Any]:
     """Settings from options: those not given keep their defaults."""
     task_settings = _settings(given.pop("task_set"), "--task-set")
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return {**chosen, "task_settings": task_settings}
+    infer = _settings(given.pop("infer"), "--infer")
+    return {**_chosen(given), "task_settings": task_settings, "infer": infer}
+
+
+def _chosen(given: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _settings(words: list[str], option: str) -> dict[str, Any]:
@@ -342,6 +393,7 @@ _OTHERS = {
     "doctor": (_DOCTOR, _doctor),
     "import-metamotivo": (_IMPORT, _import_metamotivo),
     "play": (_PLAY, _play),
+    "roam": (_ROAM, _roam),
 }
 
 

@@ -350,6 +350,67 @@ def test_a_reward_of_going_somewhere_is_inferred_and_played(pusher, data, direct
         assert climbed(turn @ latent.z[0]) < best
 
 
+def test_a_model_roams_in_its_domain(pusher):
+    """Each row is what the action before led to; a latent acts until the next one is drawn."""
+    domain, steps = pusher.domain, 20
+    data = bfmpipe.roam(pusher, episodes=5, latent_steps=8, environments=2)
+    assert (data.domain, data.domain_settings) == (domain.name, domain.config.model_dump())
+    np.testing.assert_array_equal(data.episode, np.repeat(range(5), steps + 1))
+    np.testing.assert_array_equal(data.step, np.tile(range(steps + 1), 5))
+    columns = (data.obs, data.action, data.physics)
+    assert [column.dtype for column in columns] == ["float32", "float32", "float64"]
+    obs, action, physics = (column.reshape(5, steps + 1, -1) for column in columns)
+    env = BatchedEnv(domain, 5, 1)
+    np.testing.assert_array_equal(env.reset(physics[:, 0]), obs[:, 0])
+    for t in range(steps):
+        np.testing.assert_array_equal(env.step(action[:, t]), obs[:, t + 1])
+        np.testing.assert_array_equal(env.physics, physics[:, t + 1])
+    assert not action[:, -1].any()
+    np.testing.assert_allclose(np.linalg.norm(action[:, :-1], axis=-1), 0.7, rtol=1e-6)
+    turns = (np.diff(action[:, :-1], axis=1) != 0).any(-1)
+    expected = np.isin(np.arange(1, steps), (8, 16))
+    np.testing.assert_array_equal(turns, np.tile(expected, (5, 1)))
+    latents = action[:, :-1:8].reshape(15, -1)
+    assert len(np.unique(latents, axis=0)) == 15
+    # where exploration begins, in all rooms
+    starts = domain.split(physics[:, 0])
+    assert not starts["qvel"].any()
+    assert len(np.unique(np.sign(starts["qpos"]), axis=0)) > 1
+
+
+def test_a_seed_says_where_a_model_roams(pusher):
+    def actions(seed, **settings):
+        return bfmpipe.roam(pusher, episodes=3, seed=seed, **settings).action
+
+    np.testing.assert_array_equal(actions(4), actions(4))
+    assert not np.array_equal(actions(4), actions(5))
+    noisy = actions(4, noise_std=0.5)
+    np.testing.assert_array_equal(noisy, actions(4, noise_std=0.5))
+    off = (noisy - actions(4)).reshape(3, 21, 2)[:, :-1]
+    inside = np.abs(noisy.reshape(3, 21, 2)[:, :-1]) < 1
+    assert 0.3 < np.std(off[inside]) < 0.5
+    assert np.abs(noisy).max() == 1
+
+
+def test_what_a_model_made_is_inferred_from(pretrained, tasks):
+    data = bfmpipe.roam(pretrained, episodes=20)
+    (_, last) = adapt(pretrained, tasks, data, episodes=2)
+    assert last.env_steps == 40
+
+
+def test_how_a_model_cannot_roam(pretrained):
+    for settings, said in (
+        ({"episodes": 0}, "episodes is 0; valid: a whole number, 1 or more"),
+        ({"episodes": 2, "latent_steps": 1.5}, "latent_steps is 1.5; valid: a whole number, 1"),
+        ({"episodes": 2, "environments": -1}, "environments is -1; valid: a whole number, 1"),
+        ({"episodes": 2, "noise_std": -0.1}, "roam: noise_std: -0.1 should be greater than or"),
+        ({"episodes": 2, "seed": "x"}, "roam: seed: 'x' is text, not a whole number"),
+    ):
+        with pytest.raises(UserError) as caught:
+            bfmpipe.roam(pretrained, **settings)
+        assert str(caught.value).startswith(said)
+
+
 def test_a_motion_is_tracked(pusher):
     """Round a corner: the latents turn before the motion does, and the policy with them."""
     right, up = np.array([1.0, 0.0]), np.array([0.0, 1.0])

@@ -16,7 +16,9 @@ from bfmpipe import api, by_hand
 from bfmpipe.adaptation.protocol import Evaluation, start_states
 from bfmpipe.agents import WEIGHTS, load_model, load_tensors, save_model, save_tensors
 from bfmpipe.cli import _opengl, main
+from bfmpipe.data.tables import open_table
 from bfmpipe.files import file_digest
+from bfmpipe.inference import Inference
 
 LOLA = {"states": 2, "latents": 2, "horizon": 5, "start_states": "own", "bootstrap": False}
 LOLA_WORDS = ["states=2", "latents=2", "horizon=5", "start_states=own", "bootstrap=false"]
@@ -32,8 +34,9 @@ def here(tmp_path, monkeypatch):
     return tmp_path / "here"
 
 
-def adapt(tiny, *more, method="lola", settings=LOLA_WORDS):
-    options = ["--model", str(tiny.model), "--data", str(tiny.dataset), "--method", method]
+def adapt(tiny, *more, method="lola", settings=LOLA_WORDS, data=True):
+    options = ["--model", str(tiny.model), "--method", method]
+    options += ["--data", str(tiny.dataset)] if data else []
     settings = ["--set", *settings] if settings else []
     return main(["adapt", *options, *TASK, *SHORT, *settings, *map(str, more)])
 
@@ -197,6 +200,105 @@ def test_the_data_set_of_the_pipeline_is_found(tiny, tmp_path, capsys):
     assert main(list(map(str, argv))) == 0
 
 
+def test_the_inference_may_be_chosen(tiny, capsys):
+    words = ["--infer", "samples=300", "reward_weighting=softmax"]
+    assert adapt(tiny, *words) == 0
+    tensors, header = load_tensors(Path("reach_top_left-lola.safetensors"))
+    inference = Inference(samples=300, reward_weighting="softmax")
+    assert header["infer"] == inference.model_dump()
+    pretrained = api.load(tiny.model)
+    tasks = pretrained.domain.tasks("reach", ["reach_top_left"], {"target_size": 0.1})
+    data = api.read_transitions(tiny.dataset)
+    latent = api.infer(pretrained, tasks, data, inference=inference)
+    assert torch.equal(tensors["z_0"], latent.z[0])
+    assert not torch.equal(tensors["z_0"], expected(tiny)[0].z[0])
+    capsys.readouterr()
+    model = ["--model", str(tiny.model), "--data", str(tiny.dataset)]
+    assert main(["play", *model, *TASK, *words, "--episodes", "3"]) == 0
+    zero_shot = said_returns(capsys.readouterr().out)
+    # whose start states are those of another evaluation
+    z = latent.z[0]
+    starts = start_states(pretrained.domain, Evaluation())[:3]
+    returns, _, _ = by_hand.played(pretrained, tasks[0], z, starts)
+    assert zero_shot == pytest.approx(returns, abs=0.0051)
+
+
+def test_a_latent_that_does_not_say_how_it_was_inferred_plays(latent):
+    tensors, header = load_tensors(latent)
+    assert header.pop("infer") == Inference().model_dump()
+    save_tensors(latent, tensors, header)
+    assert main(["play", str(latent)]) == 0
+
+
+def roam(tiny, *more, data="own.parquet"):
+    argv = ["roam", "--model", tiny.model, "--data", data, "--episodes", 5, *more]
+    return main(list(map(str, argv)))
+
+
+def test_a_model_makes_a_data_set(tiny, capsys):
+    words = ["--latent-steps", 7, "--noise-std", 0.1, "--environments", 2, "--seed", 3]
+    assert roam(tiny, *words) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "own.parquet: 100 transitions of point_mass_maze in 5 episodes\n"
+    assert "5/5" in captured.err
+    found = api.read_transitions("own.parquet")
+    settings = {"latent_steps": 7, "noise_std": 0.1, "environments": 2, "seed": 3}
+    made = api.roam(api.load(tiny.model), episodes=5, **settings)
+    assert (found.domain, found.domain_settings) == (made.domain, made.domain_settings)
+    for name in ("episode", "step", "obs", "action", "physics"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(made, name))
+    file, origin = open_table(Path("own.parquet"), "transitions")
+    file.close()
+    assert origin.settings["domain"]["name"] == "point_mass_maze"
+    assert origin.settings["roam"] == {"episodes": 5, **settings}
+    assert origin.source == {"weights_sha256": file_digest(tiny.model / WEIGHTS)}
+    assert roam(tiny, *words, data="again.parquet") == 0
+    assert Path("again.parquet").read_bytes() == Path("own.parquet").read_bytes()
+    capsys.readouterr()
+    assert adapt(tiny, "--data", "own.parquet", data=False) == 0
+
+
+def test_what_a_model_made_is_replaced_and_nothing_else(tiny, here, capsys):
+    assert roam(tiny) == 0
+    first = Path("own.parquet").read_bytes()
+    capsys.readouterr()
+    assert roam(tiny, "--seed", 1) == 0
+    said = capsys.readouterr().err.splitlines()[0]
+    assert said == "own.parquet: holds an earlier data set of `bfmpipe roam`, to be replaced"
+    assert Path("own.parquet").read_bytes() != first
+    Path("explored.parquet").write_bytes(tiny.dataset.read_bytes())
+    Path("notes").write_text("notes")
+    Path("losses.parquet").write_bytes(tiny.losses.read_bytes())
+    for name in ("explored.parquet", "notes", "losses.parquet"):
+        before = Path(name).read_bytes()
+        line = refused(capsys, ["roam", "--model", tiny.model, "--data", name])
+        assert line == (
+            f"{name}: is there already, and is no data set that `bfmpipe roam` wrote; name another "
+            "file"
+        )
+        assert Path(name).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--episodes", "0"], "the arguments: episodes: 0 should be greater than or equal to 1"),
+        (["--latent-steps", "x"], "the arguments: latent_steps: 'x' is text, not a whole number"),
+        (["--noise-std", "-1"], "the arguments: noise_std: -1 should be greater than or equal"),
+        (["--environments", "0"], "the arguments: environments: 0 should be greater than or"),
+        (["--seed", "1", "--seed", "1"], "--seed is given twice"),
+        (["--model", "none"], "none/config.json: no such file; a model is a directory"),
+        (["--data", "{here}"], "{here}: is a directory; name a file to write"),
+    ],
+)
+def test_a_mistake_in_roaming_is_one_line(tiny, here, capsys, words, said):
+    words, (said,) = ([w.format(here=here) for w in these] for these in (words, [said]))
+    options = {"--model": tiny.model, "--data": "own.parquet"}
+    given = [word for option in options.items() if option[0] not in words for word in option]
+    assert refused(capsys, ["roam", *given, *words]).startswith(said)
+    assert list(here.iterdir()) == []
+
+
 OWN = "def near(physics, action):\n    return (physics.position[:, 0] < 0) * 1.0\n"
 
 
@@ -259,6 +361,7 @@ ADAPT_MISTAKES = [
     (["--set", "sigam=1"], "method lola: sigam is not a setting; did you mean sigma?"),
     (["--set", "sigma=wide"], "method lola: sigma: 'wide' is text, not a number"),
     (["--set", "sigma=NaN"], "the arguments: method_settings.sigma: nan is not a finite number"),
+    (["--infer", "weights=ridge"], "the arguments: infer.weights: 'ridge' is not a choice; valid"),
     (["--set", "=1"], "--set: '=1' is not KEY=VALUE"),
     (["--episodes", "0"], "the arguments: episodes: 0 should be greater than or equal to 1"),
     (["--episodes", "ten"], "the arguments: episodes: 'ten' is text, not a whole number"),
@@ -400,6 +503,7 @@ def test_a_latent_that_is_none_is_refused(latent, capsys, change, said):
         (["{latent}", "--task", "x"], "{latent} says what is played; leave --task out"),
         (["{latent}", "--seed", "0"], "{latent} says what is played; leave --seed out"),
         (["{latent}", "--data", "x"], "{latent} says what is played; leave --data out"),
+        (["{latent}", "--infer", "a=1"], "{latent} says what is played; leave --infer out"),
         (["{latent}", "--task-set", "a=1"], "{latent} says what is played; leave --task-set out"),
         (["{latent}", "--episodes", "0"], "the arguments: episodes: 0 should be greater than or"),
         (["{latent}", "--video", "a.avi"], "a.avi: no kind of film; valid: .gif, .mp4, .png"),

@@ -405,7 +405,7 @@ def test_the_list_of_commands_says_what_each_does(capsys):
         main(["--help"])
     assert caught.value.code == 0
     said = capsys.readouterr().out.splitlines()
-    for name in (*NAMES, "doctor", "import-metamotivo", "play"):
+    for name in (*NAMES, "doctor", "import-metamotivo", "play", "roam"):
         lines = [line for line in said if re.match(rf"  {name}  +\w.{{20}}", line)]
         assert len(lines) == 1 + (name == "adapt")  # which is a stage, and more by hand
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from bfmpipe.agents import CONFIG, WEIGHTS, fb_cpr, save_model
 from bfmpipe.config import Config, parse
 from bfmpipe.data.opening import beginning
+from bfmpipe.data.transitions import DomainLike
 from bfmpipe.files import file_digest
 from bfmpipe.networks import ConditionedMap, ParallelLayerNorm, ParallelLinear, ResidualMap
 from bfmpipe.types import UserError
@@ -75,22 +76,39 @@ class _Checkpoint(_Section):
     archi: _Archi
 
 
-def import_metamotivo(source: Path, destination: Path) -> None:
+def widths(source: Path) -> tuple[int, int]:
+    """Widths of observations and actions of the checkpoint in `source`.
+
+    Raises:
+        UserError: for a checkpoint that is missing, or of an architecture that fb_cpr does not
+            have.
+    """
+    checkpoint = _read_config(source)
+    return checkpoint.obs_dim, checkpoint.action_dim
+
+
+def import_metamotivo(source: Path, destination: Path, domain: DomainLike | None = None) -> None:
     """Write the checkpoint in `source` as a model that `load_model` reads, into `destination`.
+
+    Args:
+        source: the checkpoint's directory.
+        destination: a new directory, or an empty one.
+        domain: what the model is said to be of; without one it has no tasks.
 
     Raises:
         UserError: for a checkpoint that is missing, damaged, inconsistent, or of an architecture
-            that fb_cpr does not have, or a `destination` that holds anything.
+            that fb_cpr does not have, a `destination` that holds anything, or a domain of other
+            widths.
     """
-    if not source.is_dir():
-        raise UserError(
-            f"{source}: no such directory; a Meta Motivo checkpoint is one with {CONFIG} and "
-            f"{WEIGHTS}"
-        )
+    checkpoint = _read_config(source)
     if destination.resolve() == source.resolve():
         raise UserError(f"{destination}: is the checkpoint itself; choose another directory")
     _check_empty(destination)
-    checkpoint = _read_config(source / CONFIG)
+    card: dict[str, Any] = {"agent": "fb_cpr"}
+    if domain:
+        _check_widths(source, checkpoint, domain)
+        settings = domain.config.model_dump(mode="json")
+        card |= {"domain": domain.name, "domain_settings": settings}
     with torch.device("meta"):  # shapes only: every number comes from the checkpoint
         model = fb_cpr.Model(_settings(checkpoint), checkpoint.obs_dim, checkpoint.action_dim)
     weights = source / WEIGHTS
@@ -102,7 +120,16 @@ def import_metamotivo(source: Path, destination: Path) -> None:
         raise UserError(f"{weights}: damaged or not a safetensors file ({error})") from error
     model.load_state_dict(tensors, assign=True)
     digests = {name: file_digest(source / name) for name in (CONFIG, WEIGHTS)}
-    save_model(destination, model, {"agent": "fb_cpr", "imported": {"metamotivo": digests}})
+    save_model(destination, model, {**card, "imported": {"metamotivo": digests}})
+
+
+def _check_widths(source: Path, checkpoint: _Checkpoint, domain: DomainLike) -> None:
+    if (checkpoint.obs_dim, checkpoint.action_dim) != (domain.obs_dim, domain.action_dim):
+        raise UserError(
+            f"{source}: a checkpoint of {checkpoint.obs_dim} observations and "
+            f"{checkpoint.action_dim} actions; {domain.name} has {domain.obs_dim} and "
+            f"{domain.action_dim}"
+        )
 
 
 def _check_empty(directory: Path) -> None:
@@ -116,7 +143,13 @@ def _check_empty(directory: Path) -> None:
             )
 
 
-def _read_config(path: Path) -> _Checkpoint:
+def _read_config(source: Path) -> _Checkpoint:
+    if not source.is_dir():
+        raise UserError(
+            f"{source}: no such directory; a Meta Motivo checkpoint is one with {CONFIG} and "
+            f"{WEIGHTS}"
+        )
+    path = source / CONFIG
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:

@@ -16,9 +16,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bfmpipe import api
+from bfmpipe.adaptation.protocol import Evaluation
 from bfmpipe.agents import fb_cpr, load_model, load_tensors
 from bfmpipe.agents.metamotivo import import_metamotivo
 from bfmpipe.cli import main
+from bfmpipe.envs import make_domain
+from bfmpipe.inference import Inference
 from bfmpipe.types import UserError
 
 DOCS = Path(__file__).parents[2] / "docs" / "agents.md"
@@ -51,12 +54,13 @@ def mlp(i, o, layers):
 class Net(nn.Module):
     """One head of F or the critic (action_dim > 0), or the actor."""
 
-    def __init__(self, archi, action_dim, out):
+    def __init__(self, archi, obs_dim, action_dim, out):
         super().__init__()
         self.residual = archi["model"] == "residual"
         self.right, self.trunk = ("embed_sa", "Fs") if action_dim else ("embed_s", "policy")
-        self.embed_z = self.embedding(OBS + D, archi["embedding_layers"])
-        self.add_module(self.right, self.embedding(OBS + action_dim, archi["embedding_layers"]))
+        self.embed_z = self.embedding(obs_dim + D, archi["embedding_layers"])
+        right = self.embedding(obs_dim + action_dim, archi["embedding_layers"])
+        self.add_module(self.right, right)
         if self.residual:
             blocks = [block(WIDTH, WIDTH) for _ in range(archi["hidden_layers"])]
             self.add_module(self.trunk, nn.ModuleList([*blocks, block(WIDTH, out, False)]))
@@ -96,19 +100,20 @@ class Reference:
 
     def __init__(self, config):
         torch.manual_seed(0)
-        archi = config["archi"]
+        archi, obs, action = (config[name] for name in ("archi", "obs_dim", "action_dim"))
+        f, critic = archi["f"], archi["critic"]
         self.config = config
-        self.F = [Net(archi["f"], ACTION, D) for _ in range(archi["f"]["num_parallel"])]
-        self.B = mlp(OBS, D, archi["b"]["hidden_layers"])
-        self.pi = Net(archi["actor"], 0, ACTION)
-        self.Q = [Net(archi["critic"], ACTION, 1) for _ in range(archi["critic"]["num_parallel"])]
-        self.D = mlp(D + OBS, 1, archi["discriminator"]["hidden_layers"])
-        self.norm = nn.BatchNorm1d(OBS, affine=False)
+        self.F = [Net(f, obs, action, D) for _ in range(f["num_parallel"])]
+        self.B = mlp(obs, D, archi["b"]["hidden_layers"])
+        self.pi = Net(archi["actor"], obs, 0, action)
+        self.Q = [Net(critic, obs, action, 1) for _ in range(critic["num_parallel"])]
+        self.D = mlp(D + obs, 1, archi["discriminator"]["hidden_layers"])
+        self.norm = nn.BatchNorm1d(obs, affine=False)
         for network in (*self.F, self.B, self.pi, *self.Q, self.D):
             for name, parameter in network.named_parameters():
                 nn.init.normal_(parameter, 0.0, 0.5 if name.endswith("weight") else 0.2)
         self.norm.running_mean.normal_()
-        self.norm.running_var.copy_(10.0 ** torch.linspace(-4, 1, OBS))  # the epsilon matters
+        self.norm.running_var.copy_(10.0 ** torch.linspace(-4, 1, obs))  # the epsilon matters
         self.norm.eval()
 
     def tensors(self):
@@ -159,13 +164,13 @@ def parallel(heads, mode):
     return stacked
 
 
-def config(*, b=None, norm_obs=True, **map_):
+def config(*, obs_dim=OBS, action_dim=ACTION, b=None, norm_obs=True, **map_):
     ensemble = {"num_parallel": 2, "ensemble_mode": "batch"}
     archi = {"hidden_dim": WIDTH, "model": "simple", "hidden_layers": 1, "embedding_layers": 2}
     alone = {**archi, **{k: v for k, v in map_.items() if k in archi}}
     return {
-        "obs_dim": OBS,
-        "action_dim": ACTION,
+        "obs_dim": obs_dim,
+        "action_dim": action_dim,
         "device": "cuda",
         "archi": {
             "z_dim": D,
@@ -295,8 +300,136 @@ def test_the_model_is_one_of_bfmpipe(export):
 def test_a_model_without_a_domain_says_so(export):
     _, source, destination = export(config())
     import_metamotivo(source, destination)
-    with pytest.raises(UserError, match=r"an imported model, trained in none of the domains here"):
+    with pytest.raises(UserError, match=r"an imported model without a domain: it has no tasks"):
         api.load(destination)
+
+
+# a domain
+
+
+def test_the_humanoid_is_what_its_widths_mean(export, capsys):
+    _, source, destination = export(config(obs_dim=358, action_dim=69))
+    assert main(["import-metamotivo", str(source), str(destination)]) == 0
+    settings = "physics_steps 15, episode_steps 300, body own, start fall"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{destination}: a model of humanoid ({settings})",
+        "returns on this body are not comparable with published ones, which are on HumEnv's "
+        "(--domain-set body=humenv)",
+    ]
+    pretrained = api.load(destination)
+    assert pretrained.domain.name == "humanoid"
+    assert pretrained.domain.config == make_domain("humanoid", {}).config
+    assert pretrained.card["domain_settings"]["body"] == "own"
+    assert set(pretrained.card["imported"]["metamotivo"]) == {"config.json", "model.safetensors"}
+
+
+def test_settings_of_the_domain_are_the_models(export):
+    _, source, destination = export(config(obs_dim=358, action_dim=69))
+    words = ["--domain-set", "episode_steps=7", "start=default"]
+    assert main(["import-metamotivo", str(source), str(destination), *words]) == 0
+    domain = api.load(destination).domain
+    assert domain.config == make_domain("humanoid", {"episode_steps": 7, "start": "default"}).config
+
+
+def test_a_model_of_another_domain(export, capsys):
+    _, source, destination = export(config(obs_dim=4, action_dim=2))
+    words = ["--domain", "point_mass_maze", "--domain-set", "episode_steps=20"]
+    assert main(["import-metamotivo", str(source), str(destination), *words]) == 0
+    assert capsys.readouterr().out == (
+        f"{destination}: a model of point_mass_maze (physics_steps 1, episode_steps 20)\n"
+    )
+    assert api.load(destination).domain.name == "point_mass_maze"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--domain", "walker"],
+            "{source}: a checkpoint of 6 observations and 3 actions; walker has 24 and 6",
+        ),
+        (
+            ["--domain-set", "start=default"],
+            "{source}: a checkpoint of 6 observations and 3 actions; humanoid has 358 and 69",
+        ),
+        (["--domain", "moon"], "no 'moon' in bfmpipe.envs; it has cheetah, humanoid, "),
+        (["--domain-set", "boddy=own"], "domain humanoid: boddy is not a setting; did you mean"),
+        (["--domain-set", "body=theirs"], "domain humanoid: body: 'theirs' is not a choice; "),
+        (["--domain-set", "body"], "--domain-set: 'body' is not KEY=VALUE"),
+        (["--domain-set", "body=own", "body=own"], "--domain-set: body is given twice"),
+        (["--domain", "walker", "--domain", "walker"], "--domain is given twice"),
+    ],
+)
+def test_a_domain_that_does_not_fit_is_one_line(export, capsys, words, said):
+    _, source, destination = export(config())
+    assert main(["import-metamotivo", str(source), str(destination), *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    expected = said.format(source=source)
+    assert line.removeprefix("bfmpipe import-metamotivo: error: ").startswith(expected)
+    assert not destination.exists()
+
+
+# from a checkpoint to an adapted latent
+
+
+@pytest.fixture
+def humanoid(tmp_path, monkeypatch):
+    """The tiny checkpoint as a model of short episodes, in a directory of its own."""
+    if not TINY.is_dir():
+        pytest.skip(f"no {TINY}")
+    monkeypatch.chdir(tmp_path)
+    words = ["--domain", "humanoid", "--domain-set", "episode_steps=12"]
+    assert main(["import-metamotivo", str(TINY), "OUT", *words]) == 0
+    return Path("OUT")
+
+
+LOLA = {"states": 2, "latents": 2, "horizon": 6}
+
+
+def test_an_imported_model_adapts_and_plays(humanoid, capsys):
+    given = ["--model", "OUT", "--data", "own.parquet"]
+    assert main(["roam", *given, "--episodes", "6", "--latent-steps", "5"]) == 0
+    assert capsys.readouterr().out.endswith(
+        "own.parquet: 72 transitions of humanoid in 6 episodes\n"
+    )
+    task = ["--task", "move-ego-0-0", "--infer", "reward_weighting=softmax"]
+    short = ["--episodes", "4", "--every", "2", "--evaluate", "3"]
+    settings = [f"{name}={value}" for name, value in LOLA.items()]
+    adapt = ["adapt", *given, *task, "--method", "lola", *short, "--set", *settings]
+    assert main(adapt) == 0
+    assert "humanoid move-ego-0-0: zero-shot " in capsys.readouterr().out
+    latent = Path("move-ego-0-0-lola.safetensors")
+    tensors, header = load_tensors(latent)
+    assert header["infer"]["reward_weighting"] == "softmax"
+    assert header["domain_settings"]["episode_steps"] == 12
+
+    pretrained = api.load("OUT")
+    data = api.roam(pretrained, episodes=6, latent_steps=5)
+    tasks = pretrained.domain.tasks("mine", ["move-ego-0-0"], {})
+    softmax = Inference(reward_weighting="softmax")
+    inferred = api.infer(pretrained, tasks, data, inference=softmax)
+    assert torch.equal(inferred.z[0], tensors["z_0"])
+    *_, last = api.adapt(
+        pretrained,
+        tasks,
+        inferred,
+        data,
+        method="lola",
+        episodes=4,
+        every=2,
+        evaluation=Evaluation(episodes=3),
+        settings=LOLA,
+    )
+    assert np.array_equal(last.z[0], tensors["z"].numpy())
+    assert not torch.equal(tensors["z"], tensors["z_0"])
+
+    assert main(["play", str(latent), "--episodes", "3"]) == 0
+    said = re.findall(r"^episode \d+ +(\S+)$", capsys.readouterr().out, re.MULTILINE)
+    assert [float(value) for value in said] == pytest.approx(header["returns_after"], abs=0.0051)
+    assert main(["play", *given, *task, "--episodes", "2"]) == 0
+    assert "zero-shot: mean return " in capsys.readouterr().out
 
 
 SNIPPET = re.search(r"## Meta Motivo\n.*?```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
@@ -305,7 +438,8 @@ SNIPPET = re.search(r"## Meta Motivo\n.*?```python\n(.*?)```", DOCS.read_text(),
 def test_the_documentation_runs_as_written(tmp_path, monkeypatch):
     if not TINY.is_dir():
         pytest.skip(f"no {TINY}")
-    import_metamotivo(TINY, tmp_path / "OUT")
+    short = make_domain("humanoid", {"episode_steps": 12})
+    import_metamotivo(TINY, tmp_path / "model", short)
     monkeypatch.chdir(tmp_path)
     done = {}
     exec(SNIPPET[1], done)
@@ -315,12 +449,17 @@ def test_the_documentation_runs_as_written(tmp_path, monkeypatch):
     assert done["action"].shape == (8, actions)
     assert done["F"].shape[1:] == (8, d)
     assert done["B"].shape == (8, d)
-    assert done["card"]["agent"] == "fb_cpr"
+    assert done["latent"].z.shape == (1, d)
+    assert done["played"].action.shape == (12, 2, actions)
 
 
 def test_the_command(export, capsys):
     _, source, destination = export(config(model="residual"))
     assert main(["import-metamotivo", str(source), str(destination)]) == 0
+    assert capsys.readouterr().out == (
+        f"{destination}: networks without a domain, since humanoid has 358 observations and 69 "
+        "actions, and these 6 and 3\n"
+    )
     load_model(destination)
     (source / "model.safetensors").unlink()
     assert main(["import-metamotivo", str(source), str(destination) + "2"]) == 2
