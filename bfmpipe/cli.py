@@ -16,6 +16,7 @@ import json
 import os
 import pkgutil
 import shlex
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -68,6 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"bfmpipe {name}: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads has had enough: `bfmpipe doctor | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest goes nowhere
+        return 128 + signal.SIGPIPE
     except OSError as error:  # a full disk, a missing permission
         where = f"{error.filename}: " if error.filename else ""
         said = error.strerror or " ".join(map(str, error.args)) or type(error).__name__

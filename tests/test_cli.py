@@ -393,6 +393,14 @@ def test_the_doctor_finds_a_kernel_that_is_off(capsys, monkeypatch):
     assert captured.err == f"bfmpipe doctor: error: {first} (and {len(failed) - 1} more)\n"
 
 
+def test_a_reader_that_has_had_enough_is_no_error():
+    argv = [sys.executable, "-m", "bfmpipe", "doctor"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as doctor:
+        doctor.stdout.close()
+        said = doctor.stderr.read()
+    assert (doctor.returncode, said) == (141, b"")
+
+
 def test_the_doctor_takes_no_settings(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["doctor", "--cfg", "{}"])
