@@ -108,6 +108,19 @@ class Playing:
         self.env, self.rows = None, []
         return seen
 
+    def state(self) -> dict[str, Any]:
+        """All of it but the problem."""
+        kept = {**vars(self), "env": self.env and self.env.state()}
+        del kept["problem"]
+        return kept
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        vars(self).update(state)
+        if state["env"] is not None:
+            self.env = self.problem.env(self.z.shape[1])
+            self.env.load_state(state["env"])
+
 
 class SafeMethod(Method):
     """The module's rounds; a subclass says how the candidate moves, and what that costs."""
