@@ -268,7 +268,7 @@ rule adapt:
         f"{R}/benchmarks/adapt/{MOVING}.tsv"
     resources:
         mem_mb=growing(8000),
-        runtime=growing(720),
+        runtime=growing(720),  # a retry goes on, and has longer for what is left
     params:
         cfg=cfg("adapt"),
         code=code("adapt"),

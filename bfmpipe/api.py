@@ -24,6 +24,7 @@ from torch import Tensor
 
 from bfmpipe import plugins
 from bfmpipe.adaptation.base import Problem
+from bfmpipe.adaptation.checkpoint import Checkpoint
 from bfmpipe.adaptation.protocol import Evaluated, Evaluation, start_states
 from bfmpipe.adaptation.protocol import adapt as run_protocol
 from bfmpipe.agents import Model, load_model
@@ -380,6 +381,7 @@ def adapt_together(
     evaluation: Evaluation | None = None,
     settings: Mapping[str, Any] | None = None,
     seeds: Sequence[int],
+    checkpoint: Checkpoint | None = None,
 ) -> Iterator[tuple[Evaluated, ...]]:
     """`adapt` for S models at once, as one batch of S x T tasks; an evaluation of each at a time.
 
@@ -396,6 +398,7 @@ def adapt_together(
         evaluation: see `adapt`; the same episodes for all.
         settings: see `adapt`.
         seeds: of the method's randomness, one a model.
+        checkpoint: where to go on, and what to write on the way; nothing if None.
 
     Raises:
         UserError: as `adapt`, or for models that differ in more than their weights.
@@ -429,5 +432,5 @@ def adapt_together(
     )
     running = module.Method(config, problem, seeds)
     starts = start_states(domain, evaluation or Evaluation())
-    points = run_protocol(running, starts, every * domain.config.episode_steps)
+    points = run_protocol(running, starts, every * domain.config.episode_steps, checkpoint)
     return (point.split(len(models)) for point in points)

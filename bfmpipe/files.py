@@ -5,7 +5,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -55,7 +55,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: of the disk; it always names a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = _partial(path)
     refusal = (
         f"{path}: another process is writing it, perhaps a job that an earlier run left behind; "
         "end that job (on a cluster: scancel), or wait for it"
@@ -78,6 +78,19 @@ def replacing(path: Path) -> Iterator[Path]:
             if isinstance(error, OSError) and error.filename is None:
                 error.filename = str(path)  # pyarrow does not say which
             raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file, where there is one, and what a killed writer of it left behind."""
+    path.unlink(missing_ok=True)
+    temporary = _partial(path)
+    if temporary.exists():
+        with suppress(UserError), locked(temporary, "it is being written"):
+            temporary.unlink()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from bfmpipe.files import file_digest, locked, replacing
+from bfmpipe.files import file_digest, locked, remove, replacing
 from bfmpipe.types import UserError
 
 
@@ -62,6 +62,19 @@ def test_a_killed_writer_leaves_the_old_file_and_the_next_one_cleans_up(tmp_path
     with replacing(path) as temporary:
         temporary.write_text("new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
+    assert path.read_text() == "new"
+
+
+def test_a_removed_file_leaves_nothing_of_a_killed_writer_but_what_another_writes_at(tmp_path):
+    path, partial = tmp_path / "file.txt", tmp_path / ".file.txt.partial"
+    path.write_text("old")
+    partial.write_text("half")
+    remove(path)
+    assert not list(tmp_path.iterdir())
+    remove(path)  # nor does it miss anything
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        remove(path)
     assert path.read_text() == "new"
 
 

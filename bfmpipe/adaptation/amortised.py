@@ -111,10 +111,16 @@ class Method(BaseMethod):
         self.steps = config.episodes * problem.domain.config.episode_steps
         self.training_steps = 0
         """Environment steps of the pools, of all models."""
-        self.adapters: list[Adapter] = []
+        with torch.random.fork_rng(devices=[]):
+            self.adapters = [
+                Adapter(config.hidden_dim).requires_grad_(False) for _ in problem.models
+            ]
         """One a model."""
-        self.phi: list[Tensor] = []
-        self.reward: list[Tensor] = []
+        self.trained = False
+        tasks = len(problem.tasks)
+        self.phi = torch.empty(tasks, 0, problem.z.shape[-1])
+        """Features of all states so far, (T, states, d)."""
+        self.reward = torch.empty(tasks, 0)
 
     @classmethod
     def check(cls, config: Config, domain: Domain, budget: int) -> None:
@@ -137,12 +143,12 @@ class Method(BaseMethod):
         """Play some episodes at the current latent, and propose from all states so far."""
         if self.left < self.steps:
             return False
-        if not self.adapters:
+        if not self.trained:
             sources = zip(self.problem.models, self.draws.numpy, self.draws.torch, strict=True)
             self.adapters = [self._train(*source) for source in sources]
+            self.trained = True
         self._collect()
-        phi, reward = torch.cat(self.phi, 1), torch.cat(self.reward, 1)
-        inputs = (phi, reward, self.problem.w, self.problem.z)
+        inputs = (self.phi, self.reward, self.problem.w, self.problem.z)
         of_models = (x.chunk(len(self.adapters)) for x in inputs)
         each = zip(self.adapters, self.draws.torch, *of_models, strict=True)
         self.z = torch.cat([self._propose(*one) for one in each])
@@ -169,13 +175,15 @@ class Method(BaseMethod):
         tasks = len(problem.tasks)
         env = problem.env(n)
         obs = env.reset(self.draws.start_states(problem.domain, tasks * n))
+        phi, reward = [self.phi], [self.reward]
         for _ in range(problem.domain.config.episode_steps):
             grouped = torch.from_numpy(obs).view(tasks, n, -1)
             action = act_by_latent(problem.model, grouped, self.z).flatten(0, 1).numpy()
             obs = env.step(action)
-            self.phi.append(problem.model.phi(torch.from_numpy(obs)).view(tasks, n, -1))
-            self.reward.append(torch.from_numpy(problem.reward(env, action)).float())
-        if not bool(torch.isfinite(torch.cat(self.reward, 1)).all()):
+            phi.append(problem.model.phi(torch.from_numpy(obs)).view(tasks, n, -1))
+            reward.append(torch.from_numpy(problem.reward(env, action)).float())
+        self.phi, self.reward = torch.cat(phi, 1), torch.cat(reward, 1)
+        if not bool(torch.isfinite(self.reward).all()):
             raise UserError("amortised: a reward is not a number; look into the task's reward")
         self.env_steps += self.steps
 

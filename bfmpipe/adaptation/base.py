@@ -69,7 +69,9 @@ class Problem:
 
 
 class Method(ABC):
-    """One way to adapt. All its state is its own; the model stays as it is.
+    """One way to adapt. All its state is its own, in its attributes (see `state`).
+
+    The model stays as it is.
 
     Args:
         config: the method's settings.

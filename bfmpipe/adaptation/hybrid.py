@@ -30,7 +30,7 @@ from bfmpipe.adaptation import lola
 from bfmpipe.adaptation.base import Problem, act_by_latent
 from bfmpipe.adaptation.lookahead import LookaheadConfig
 from bfmpipe.adaptation.off_policy import Batch, check_finite
-from bfmpipe.adaptation.safe import Rollout, SafeConfig, SafeMethod, Script
+from bfmpipe.adaptation.safe import Rollout, SafeConfig, SafeMethod
 from bfmpipe.kernels import leave_one_out
 from bfmpipe.networks import project_z
 
@@ -67,6 +67,8 @@ class Method(SafeMethod):
         """Of every round: who used the lookahead, (T,)."""
         self.ratios: list[Tensor] = []
         """Of every round: the ratio that was met, (T,)."""
+        self.older: tuple[Tensor, ...] = ()
+        """The batch of what was replayed before this round."""
 
     @staticmethod
     def smallest_proposal(config: Config) -> int:
@@ -78,32 +80,34 @@ class Method(SafeMethod):
         """Rollouts from all start states."""
         return self.config.lookahead.states * self.least_proposal
 
-    def propose(self, steps: int) -> Script:
-        """A round's rollouts, the updates that are due, and LoLA's step where it is its turn."""
+    def propose(self, steps: int) -> None:
+        """Begin a round's rollouts, in each task by its mode."""
         if self.rejected:
             self.shifted |= self.rejected[-1]
         lookahead, c, k = self.shifted, self.config, self.config.lookahead.latents
         groups = steps // self.least_proposal
         shape = (len(self.problem.tasks), groups, k)
-        before = self.mover.z.detach().clone()
+        before = self.mover.z.detach()
         noise = self.draws.normal(*shape, before.shape[-1])
         std = torch.where(lookahead, c.lookahead.sigma, c.latent_noise_std)[:, None, None, None]
         z = project_z(before[:, None, None] + std * noise)
         starts = np.repeat(self.lola.start_states(shape[0] * groups), k, axis=0)
         action_std = torch.where(lookahead, 0.0, c.noise_std)[:, None, None]
-        older = self.replay.sample(c.batch, self.draws)
-        horizon = c.lookahead.horizon
-        seen = yield from self.play(z.flatten(1, 2), starts, horizon, action_std)
+        self.older = tuple(self.replay.sample(c.batch, self.draws))
+        self.play(z.flatten(1, 2), starts, c.lookahead.horizon, action_std)
 
-        ratio = self.squared_error(self._some(seen)) / self.squared_error(older)
+    def proposed(self, seen: Rollout) -> None:
+        """The updates that are due, and LoLA's step where it is its turn."""
+        c, lookahead, before = self.config, self.shifted, self.mover.z.detach().clone()
+        ratio = self.squared_error(self._some(seen)) / self.squared_error(Batch(*self.older))
         check_finite(ratio.nan_to_num(posinf=0.0), self.problem, "the critic's error")
         self.modes.append(lookahead)
         self.ratios.append(ratio)
         self.learn()
         if bool(lookahead.any()):
+            z = self.playing.z.unflatten(1, (-1, c.lookahead.latents))
             self.mover.put(self._ascended(before, z, seen), lookahead)
         self.shifted = ratio > c.shift_ratio
-        yield True
 
     @torch.no_grad()
     def squared_error(self, batch: Batch) -> Tensor:

@@ -77,8 +77,21 @@ class Replay:
         tasks = len(self.obs)
         rows = draws.integers(self.size, tasks, n)
         task = torch.arange(tasks)[:, None]
-        columns = (self.obs, self.action, self.reward, self.next_obs)
-        return Batch(*(column[task, rows] for column in columns))
+        return Batch(*(column[task, rows] for column in self.columns))
+
+    @property
+    def columns(self) -> Batch:
+        """What was allocated, filled or not."""
+        return Batch(self.obs, self.action, self.reward, self.next_obs)
+
+    def state(self) -> tuple[Tensor, ...]:
+        """The columns as far as they are filled."""
+        return tuple(column[:, : self.size] for column in self.columns)
+
+    def load_state(self, state: tuple[Tensor, ...]) -> None:
+        """Hold what another one held."""
+        self.size = 0
+        self.add(*state)
 
 
 class OffPolicyMethod(Method):

@@ -1,7 +1,8 @@
 """The protocol, the same for every method: paired evaluation at fixed start states."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from bfmpipe.adaptation.base import Method, Problem
 from bfmpipe.config import Config
 from bfmpipe.envs.domain import Domain
 from bfmpipe.types import Array, UserError
+
+if TYPE_CHECKING:
+    from bfmpipe.adaptation.checkpoint import Checkpoint
 
 _EVALUATION = 0xE7A1  # sets the evaluation's random numbers apart from everybody else's
 
@@ -90,16 +94,35 @@ def evaluate(method: Method, starts: Array) -> Evaluated:
     return Evaluated(method.env_steps, returns, physics, method.z.numpy().copy(), cosine.numpy())
 
 
-def adapt(method: Method, starts: Array, every: int) -> Iterator[Evaluated]:
+def adapt(
+    method: Method, starts: Array, every: int, checkpoint: "Checkpoint | None" = None
+) -> Iterator[Evaluated]:
     """Spend the method's budget; evaluate before, every `every` environment steps, and after.
 
     The evaluation's environment steps are not the method's, and the method never sees them.
+
+    Args:
+        method: one that has not advanced yet.
+        starts: see `start_states`.
+        every: environment steps a task.
+        checkpoint: where it goes on, if it was stopped before; the evaluations made until then
+            come without paths.
     """
-    yield evaluate(method, starts)
-    evaluated = 0
-    while method.advance():
+    first = evaluate(method, starts)
+    later = checkpoint.resume(method) if checkpoint else []
+    yield first
+    yield from later
+    evaluated = later[-1].env_steps if later else 0
+    while True:
         if method.env_steps // every > evaluated // every:
-            yield evaluate(method, starts)
+            point = evaluate(method, starts)
+            yield point
             evaluated = method.env_steps
+            later.append(replace(point, physics=point.physics[:0]))
+        if not method.advance():
+            break
+        # where nothing was spent since, the last evaluation may be the one whose paths are wanted
+        if checkpoint and method.env_steps > evaluated:
+            checkpoint.save(method, later)
     if method.env_steps > evaluated:
         yield evaluate(method, starts)

@@ -14,7 +14,7 @@ its tests, so it need not play anything else.
 import torch
 from pydantic import Field
 
-from bfmpipe.adaptation.safe import SafeConfig, SafeMethod, Script
+from bfmpipe.adaptation.safe import Rollout, SafeConfig, SafeMethod
 from bfmpipe.networks import project_z
 
 
@@ -40,17 +40,20 @@ class Method(SafeMethod):
         """`train_episodes` of them."""
         return self.config.train_episodes * self.problem.domain.config.episode_steps
 
-    def propose(self, steps: int) -> Script:
-        """Episodes of the candidate, side by side, then the updates that are due."""
+    def propose(self, steps: int) -> None:
+        """Episodes of the candidate, side by side, or at once the updates that are due."""
         c, problem = self.config, self.problem
         tasks, episode = len(problem.tasks), problem.domain.config.episode_steps
         n = steps // episode
-        if n > 0:
-            z = self.mover.z.detach()[:, None]
-            noise = self.draws.normal(tasks, n, z.shape[-1])
-            starts = self.draws.start_states(problem.domain, tasks * n)
-            z = project_z(z + c.latent_noise_std * noise)
-            noise_std = torch.full((1, 1, 1), c.noise_std)
-            yield from self.play(z, starts, episode, noise_std)
+        if n == 0:
+            self.learn()
+            return
+        z = self.mover.z.detach()[:, None]
+        noise = self.draws.normal(tasks, n, z.shape[-1])
+        starts = self.draws.start_states(problem.domain, tasks * n)
+        z = project_z(z + c.latent_noise_std * noise)
+        self.play(z, starts, episode, torch.full((1, 1, 1), c.noise_std))
+
+    def proposed(self, seen: Rollout) -> None:
+        """The updates that are due."""
         self.learn()
-        yield True

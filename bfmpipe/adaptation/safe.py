@@ -15,7 +15,7 @@ those of the candidate alone. All episodes enter the replay buffer.
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -27,7 +27,9 @@ from bfmpipe.adaptation.actor_critic import ActorCritic, LatentConfig, Schedule
 from bfmpipe.adaptation.actors import LatentMover
 from bfmpipe.adaptation.base import Method, Problem, act_by_latent
 from bfmpipe.adaptation.critics import ResidualConfig, ResidualCritic
+from bfmpipe.adaptation.draws import Draws
 from bfmpipe.adaptation.off_policy import Replay, check_finite
+from bfmpipe.envs.batched import BatchedEnv
 from bfmpipe.envs.domain import Domain
 from bfmpipe.types import Array, UserError
 
@@ -66,8 +68,58 @@ class Rollout(NamedTuple):
     next_obs: Tensor
 
 
-Script = Iterator[bool]
-Playing = Generator[bool, None, Rollout]
+class Playing:
+    """Latents that are being played, in environments of their own; at first none are."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.left = 0
+        """Steps to the end."""
+        self.env: BatchedEnv | None = None
+        self.z = self.noise_std = self.obs = torch.empty(0)
+        self.rows: list[tuple[Tensor, ...]] = []
+        """What `Rollout` has, of every step so far."""
+
+    def begin(self, z: Tensor, starts: Array, steps: int, noise_std: Tensor) -> None:
+        """Put them where they start; see `SafeMethod.play`."""
+        tasks, n, _ = z.shape
+        self.env = self.problem.env(n)
+        self.obs = torch.from_numpy(self.env.reset(starts)).view(tasks, n, -1)
+        self.z, self.noise_std, self.left, self.rows = z, noise_std, steps, []
+
+    def step(self, draws: Draws) -> None:
+        """One step of every environment."""
+        assert self.env is not None
+        with torch.no_grad():
+            action = act_by_latent(self.problem.model, self.obs, self.z)
+            noise = self.noise_std * draws.normal(*action.shape)
+            action = (action + noise).clamp(-1, 1)
+        flat = action.flatten(0, 1).numpy()
+        next_obs = torch.from_numpy(self.env.step(flat)).view(*action.shape[:2], -1)
+        reward = torch.from_numpy(self.problem.reward(self.env, flat).astype(np.float32))
+        check_finite(reward, self.problem, "a reward")
+        self.rows.append((self.obs, action, reward, next_obs))
+        self.obs = next_obs
+        self.left -= 1
+
+    def end(self) -> Rollout:
+        """All that was passed through; it is kept here no longer."""
+        seen = Rollout(*(torch.stack(column) for column in zip(*self.rows, strict=True)))
+        self.env, self.rows = None, []
+        return seen
+
+    def state(self) -> dict[str, Any]:
+        """All of it but the problem."""
+        kept = {**vars(self), "env": self.env and self.env.state()}
+        del kept["problem"]
+        return kept
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        vars(self).update(state)
+        if state["env"] is not None:
+            self.env = self.problem.env(self.z.shape[1])
+            self.env.load_state(state["env"])
 
 
 class SafeMethod(Method):
@@ -97,7 +149,11 @@ class SafeMethod(Method):
         self.rejected: list[Tensor] = []
         """Of every test: whose candidate went back to the incumbent, (T,)."""
         self.updates_due = 0.0
-        self._script = self._run()
+        self.playing = Playing(problem)
+        self.phase: Literal["", "warm-up", "proposal", "test"] = ""
+        """What is played, or was last."""
+        self.last = False
+        """Whether this round is the budget's last."""
 
     @classmethod
     def check(cls, config: SafeConfig, domain: Domain, budget: int) -> None:
@@ -125,8 +181,15 @@ class SafeMethod(Method):
         """Environment steps that it costs."""
 
     @abstractmethod
-    def propose(self, steps: int) -> Script:
-        """Move the candidate, by at most so many environment steps, at least `least_proposal`."""
+    def propose(self, steps: int) -> None:
+        """Move the candidate, by at most so many environment steps, at least `least_proposal`.
+
+        What has to be played for that is begun here (`play`), and `proposed` comes after it.
+        """
+
+    @abstractmethod
+    def proposed(self, seen: Rollout) -> None:
+        """Learn from what `propose` had played."""
 
     @property
     @abstractmethod
@@ -135,41 +198,68 @@ class SafeMethod(Method):
 
     def advance(self) -> bool:
         """One step of the environments that play at the moment, with what is due after it."""
-        return next(self._script, False)
+        if not self.playing.left and not self._begin():
+            return False
+        if self.playing.left:
+            self.playing.step(self.draws)
+            self.env_steps += self.playing.z.shape[1]
+            if not self.playing.left:
+                self._end()
+        return True
 
-    def _run(self) -> Script:
-        """The module's script; it stops after every step of environments, with what is due done."""
-        yield from self._warm_up()
-        while self.left >= self.test_steps + self.least_proposal:
+    def _begin(self) -> bool:
+        """Begin what comes next; False where the budget does not allow another round."""
+        if not self.phase:
+            tasks, n = len(self.problem.tasks), self.config.warmup_episodes
+            self.starts = self.draws.start_states(self.problem.domain, tasks * n)
+            """Of the episodes of the warm-up and all tests, (T n, physics_dim)."""
+            self.phase = "warm-up"
+            self._play_episodes(self.problem.z)
+        elif self.phase == "proposal":
+            self.phase = "test"
+            self._play_episodes(self.mover.z.detach().clone())
+        elif self.left < self.test_steps + self.least_proposal:
+            return False
+        else:
             # the last round takes what is left, so that the budget ends with a test
             rounds = max(1, self.left // (self.test_steps + self.proposal))
-            yield from self.propose(self.left // rounds - self.test_steps)
-            yield from self._test(last=rounds == 1)
+            self.last = rounds == 1
+            self.phase = "proposal"
+            self.propose(self.left // rounds - self.test_steps)
+        return True
 
-    def _warm_up(self) -> Script:
-        c, problem = self.config, self.problem
-        tasks, n = len(problem.tasks), c.warmup_episodes
-        self.starts = self.draws.start_states(problem.domain, tasks * n)
-        """Of the episodes of the warm-up and all tests, (T n, physics_dim)."""
-        seen = yield from self._episodes(problem.z)
+    def _end(self) -> None:
+        """Learn from what has been played."""
+        seen = self.playing.end()
+        steps, _, n = seen.reward.shape
+        self.replay.add(*(column.transpose(0, 1).flatten(1, 2) for column in seen))
+        self.updates_due += steps * n * self.config.updates_per_step
+        if self.phase == "warm-up":
+            self._warmed_up(seen)
+        elif self.phase == "proposal":
+            self.proposed(seen)
+        else:
+            self._tested(seen.reward.double().sum(0))
+
+    def _warmed_up(self, seen: Rollout) -> None:
+        c = self.config
         self.returns = seen.reward.double().sum(0)
-        """The incumbent's in them, (T, n)."""
+        """The incumbent's in the episodes of the warm-up, (T, n)."""
         if c.calibrate:
             states = torch.cat([seen.obs, seen.next_obs[-1:]])[:, :, ::2]
             values = torch.stack([self._zero_shot_value(obs) for obs in states])
             reward = seen.reward[:, :, ::2]
-            self.critic.calibration = calibrate(values, reward, problem.model.discount)
+            self.critic.calibration = calibrate(values, reward, self.problem.model.discount)
         # beside those that are due: the first candidate has moved by them before its test
         for _ in range(c.latent_warmup_updates):
             self.learner.update(self.replay.sample(c.batch, self.draws))
-        yield True
 
-    def _episodes(self, z: Tensor) -> Playing:
-        """The episodes of the warm-up and of every test, of latents (T, d)."""
+    def _play_episodes(self, z: Tensor) -> None:
+        """Begin the episodes of the warm-up and of every test, of latents (T, d)."""
         n = self.config.warmup_episodes
         noise = torch.where(torch.arange(n) % 2 == 0, 0.0, self.config.noise_std)[:, None]
         steps = self.problem.domain.config.episode_steps
-        return (yield from self.play(z[:, None].expand(-1, n, -1), self.starts, steps, noise))
+        self.play(z[:, None].expand(-1, n, -1), self.starts, steps, noise)
 
     @torch.no_grad()
     def _zero_shot_value(self, obs: Tensor) -> Tensor:
@@ -177,11 +267,10 @@ class SafeMethod(Method):
         z = self.problem.z
         return self.critic.frozen(obs, act_by_latent(self.problem.model, obs, z), z)
 
-    def _test(self, *, last: bool) -> Script:
-        confidence = 0.5 if last else self.config.confidence
+    def _tested(self, returns: Tensor) -> None:
+        """Let the candidate win or lose by its returns (T, n)."""
+        confidence = 0.5 if self.last else self.config.confidence
         candidate = self.mover.z.detach().clone()
-        seen = yield from self._episodes(candidate)
-        returns = seen.reward.double().sum(0)
         gain = (returns - self.returns).numpy()
         better, worse = (
             torch.from_numpy(sign_test(sign * gain) <= 1 - confidence) for sign in (1, -1)
@@ -191,7 +280,6 @@ class SafeMethod(Method):
         self.mover.put(self.z, worse)
         self.accepted.append(better)
         self.rejected.append(worse)
-        yield True
 
     def learn(self) -> None:
         """The updates that are due."""
@@ -199,10 +287,8 @@ class SafeMethod(Method):
             self.learner.update(self.replay.sample(self.config.batch, self.draws))
             self.updates_due -= 1
 
-    def play(self, z: Tensor, starts: Array, steps: int, noise_std: Tensor) -> Playing:
-        """Play latents, and pay for it; what was seen enters the replay buffer.
-
-        Stops after every step but the last: the caller stops when it has learnt from the rollout.
+    def play(self, z: Tensor, starts: Array, steps: int, noise_std: Tensor) -> None:
+        """Begin to play latents; what they pass through is paid for and enters the replay buffer.
 
         Args:
             z: (T, n, d).
@@ -210,29 +296,7 @@ class SafeMethod(Method):
             steps: of every environment.
             noise_std: of the actions, anything that broadcasts to (T, n, 1).
         """
-        problem = self.problem
-        tasks, n, _ = z.shape
-        env = problem.env(n)
-        obs = torch.from_numpy(env.reset(starts)).view(tasks, n, -1)
-        rows = []
-        for step in range(steps):
-            with torch.no_grad():
-                action = act_by_latent(problem.model, obs, z)
-                noise = noise_std * self.draws.normal(*action.shape)
-                action = (action + noise).clamp(-1, 1)
-            flat = action.flatten(0, 1).numpy()
-            next_obs = torch.from_numpy(env.step(flat)).view(tasks, n, -1)
-            reward = torch.from_numpy(problem.reward(env, flat).astype(np.float32))
-            check_finite(reward, problem, "a reward")
-            rows.append((obs, action, reward, next_obs))
-            obs = next_obs
-            self.env_steps += n
-            if step < steps - 1:
-                yield True
-        seen = Rollout(*(torch.stack(column) for column in zip(*rows, strict=True)))
-        self.replay.add(*(column.transpose(0, 1).flatten(1, 2) for column in seen))
-        self.updates_due += steps * n * self.config.updates_per_step
-        return seen
+        self.playing.begin(z, starts, steps, noise_std)
 
 
 @torch.no_grad()

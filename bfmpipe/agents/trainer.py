@@ -1,12 +1,8 @@
 """Training of any agent on a data set: resumable to the same bytes, with a divergence alarm."""
 
-import hashlib
-import json
 import math
-import reprlib
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +13,8 @@ from torch import Tensor
 
 from bfmpipe.agents.base import Batch
 from bfmpipe.agents.learner import Learner, LearnerConfig
-from bfmpipe.data.tensors import load_tensors, save_tensors, training_state
+from bfmpipe.data import checkpoints
+from bfmpipe.data.tensors import save_tensors, training_state
 from bfmpipe.types import UserError
 
 
@@ -158,8 +155,7 @@ class Trainer:
     def run(self, checkpoint: Path, progress: Callable[[int], object] = lambda _: None) -> None:
         """Train to the end, from `checkpoint` if it belongs to this training.
 
-        One of another training is renamed, for that one to find it again (`set_aside` lists such
-        files), and this one begins anew.
+        One of another training is set aside, and this one begins anew; see `checkpoints`.
 
         Raises:
             UserError: where a loss, a weight or an optimiser's moment is no longer a number; the
@@ -263,7 +259,7 @@ class Trainer:
     def _save(self, path: Path) -> None:
         header = {
             "kind": "checkpoint",
-            "identity": json.loads(json.dumps(self.identity)),
+            "identity": self.identity,
             "done": self.done,
             "losses": self.losses,
             "evaluations": self.evaluations,
@@ -271,48 +267,12 @@ class Trainer:
         save_tensors(path, self.learner.state(), header)
 
     def _resume(self, path: Path) -> None:
-        new = json.loads(json.dumps(self.identity))
-        if path.exists():
-            old = load_tensors(path)[1].get("identity")
-            if old != new:  # it may stand for days of work, and the difference be an oversight
-                aside = _aside(path, old)
-                path.replace(aside)
-                first, *more = [*_differences(old, new)] or ["its identity"]
-                others = f" and {len(more)} more" if more else ""
-                print(
-                    f"warning: {path}: a checkpoint of another training: {first}{others}; it is "
-                    f"kept as {aside.name} until a training here is finished",
-                    file=sys.stderr,
-                )
-        own = _aside(path, new)
-        if own.exists() and not path.exists():
-            own.replace(path)
-        if not path.exists():
+        found = checkpoints.resume(path, self.identity, "training")
+        if found is None:
             return
-        tensors, header = load_tensors(path)
+        tensors, header = found
         self.learner.load_state(tensors, header["done"])
         self.losses, self.evaluations = header["losses"], header["evaluations"]
-
-
-def set_aside(checkpoint: Path) -> list[Path]:
-    """Checkpoints of other trainings that `Trainer.run` found at this path, and renamed."""
-    return sorted(checkpoint.parent.glob(f"{checkpoint.stem}.of-*{checkpoint.suffix}"))
-
-
-def _aside(checkpoint: Path, identity: Any) -> Path:
-    """Where a checkpoint of a training waits for it: one place each."""
-    text = json.dumps(identity, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return checkpoint.with_suffix(f".of-{digest}{checkpoint.suffix}")
-
-
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    """Where JSON differs from what it was, entry by entry: `threads was 4 and is 2`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
-    elif old != new:
-        yield f"{name or 'its identity'} was {reprlib.repr(old)} and is {reprlib.repr(new)}"
 
 
 def divergence(

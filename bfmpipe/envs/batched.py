@@ -55,6 +55,17 @@ class BatchedEnv:
         self._batch.forward(stage=int(self.domain.reset_stage))
         return self.observe()
 
+    def state(self) -> Array:
+        """All that the next step depends on, beside its action: (nenv, n), float64, a copy."""
+        return self._batch.state.copy()
+
+    def load_state(self, state: Array) -> None:
+        """Go on where `state` was taken, of as many simulations of the same domain.
+
+        Only a step brings observations again: some sensors speak of forces on the way to a state.
+        """
+        self._batch.state[:] = state
+
     def step(self, action: Array) -> Array:
         """Apply `action` (nenv, action_dim), in [-1, 1], for one control step; observations.
 

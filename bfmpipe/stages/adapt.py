@@ -1,6 +1,6 @@
 """Stage adapt: one adaptation method on all tasks of a domain, for one model, or one a seed."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,10 +9,15 @@ import pyarrow as pa
 from pydantic import Field
 
 from bfmpipe import api
+from bfmpipe.adaptation.checkpoint import Checkpoint
 from bfmpipe.adaptation.protocol import Evaluated, Evaluation
+from bfmpipe.agents import CONFIG, WEIGHTS
 from bfmpipe.config import Config
-from bfmpipe.data.tables import write_table
+from bfmpipe.data import transitions
+from bfmpipe.data.tables import Provenance, open_table, write_table
+from bfmpipe.envs.batched import threads
 from bfmpipe.envs.domain import Task
+from bfmpipe.files import file_digest
 from bfmpipe.progress import progress
 from bfmpipe.stages.infer import read_latents, read_model
 from bfmpipe.stages.sections import Families, Plugin, provenance
@@ -52,7 +57,10 @@ def adapt(
     curves: list[Path],
     trajectories: list[Path],
 ) -> None:
-    """Spend the budget of every task, evaluating on the way; store curves and paths, one a seed."""
+    """Spend the budget of every task, evaluating on the way; store curves and paths, one a seed.
+
+    What was interrupted goes on where its last checkpoint stands.
+    """
     files = {"model": model, "latents": latents, "curves": curves, "trajectories": trajectories}
     for name, paths in files.items():
         if len(paths) != len(cfg.seeds):
@@ -61,6 +69,11 @@ def adapt(
     pretrained = [read_model(directory, cfg.domain, cfg.agent) for directory in model]
     domain = pretrained[0].domain
     tasks = cfg.tasks.tasks(domain)
+    used = {"adaptation": cfg.method.name, "agents": cfg.agent, "envs": cfg.domain}
+    checkpoint = Checkpoint(
+        curves[0].with_name(f".{curves[0].stem}.checkpoint.safetensors"),
+        _identity(provenance("adaptation", "adapt", cfg, **used), model, latents, dataset),
+    )
     evaluations = api.adapt_together(
         pretrained,
         tasks,
@@ -72,6 +85,7 @@ def adapt(
         evaluation=cfg.evaluation,
         settings=cfg.method.settings,
         seeds=cfg.seeds,
+        checkpoint=checkpoint,
     )
     points: list[tuple[Evaluated, ...]] = []
     which = " ".join(map(str, cfg.seeds))
@@ -79,14 +93,16 @@ def adapt(
     budget = cfg.episodes * domain.config.episode_steps
     with progress(budget, name, "step") as bar:
         for point in evaluations:
+            if checkpoint.env_steps and not points:  # what was done before says nothing of speed
+                bar.initial = bar.n = checkpoint.env_steps
+                bar.refresh()
             if len(points) > 1:  # of those between the first and the last, paths are not stored
                 points[-1] = tuple(replace(one, physics=np.empty(0)) for one in points[-1])
             points.append(point)
             returns = np.mean([one.returns.mean() for one in point])
             bar.set_postfix({"return": f"{returns:.1f}"}, refresh=False)
-            bar.update(point[0].env_steps - bar.n)
+            bar.update(max(0, point[0].env_steps - bar.n))
 
-    used = {"adaptation": cfg.method.name, "agents": cfg.agent, "envs": cfg.domain}
     for i, seed in enumerate(cfg.seeds):
         own = [point[i] for point in points]
         together = {"seeds_together": list(cfg.seeds)} if len(cfg.seeds) > 1 else {}
@@ -102,6 +118,24 @@ def adapt(
             f"{curves[i]}: mean return {before:.1f} -> {after:.1f} "
             f"after {own[-1].env_steps:,} environment steps a task"
         )
+    checkpoint.remove()
+
+
+def _identity(
+    origin: Provenance, model: list[Path], latents: list[Path], dataset: Path
+) -> dict[str, Any]:
+    """What an adaptation must agree with to go on."""
+    file, data = open_table(dataset, transitions.KIND)
+    file.close()
+    return {
+        "settings": origin.settings,
+        "code": origin.code,
+        "versions": origin.versions,
+        "threads": threads(),  # sums in another order are other bytes
+        "models": [[file_digest(path / name) for name in (CONFIG, WEIGHTS)] for path in model],
+        "latents": [file_digest(path) for path in latents],
+        "dataset": asdict(data),  # a digest would take as long as many an adaptation
+    }
 
 
 def _curves(

@@ -28,9 +28,9 @@ from bfmpipe.agents.event_files import EventFiles
 from bfmpipe.agents.event_files import check as check_tensorboard
 from bfmpipe.agents.learner import Learner
 from bfmpipe.agents.losses import covariance
-from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig, set_aside
+from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig
 from bfmpipe.config import Config, parse
-from bfmpipe.data import transitions
+from bfmpipe.data import checkpoints, transitions
 from bfmpipe.data.tables import Provenance, open_table, write_table
 from bfmpipe.envs import Domain, make_domain
 from bfmpipe.envs.batched import threads
@@ -205,8 +205,7 @@ def pretrain(
         means = [row["mean"] for row in last["tasks"]]
         scored = f", zero-shot return {np.mean(means):.1f}" if means else ""
         print(f"{model[i]}: {cfg.agent.name} after {cfg.trainer.updates:,} updates{scored}")
-    for file in (checkpoint, *set_aside(checkpoint)):
-        file.unlink(missing_ok=True)
+    checkpoints.remove(checkpoint)
 
 
 def _run(cfg: Pretrain, trainer: Trainer, checkpoint: Path, models: list[Path]) -> None:

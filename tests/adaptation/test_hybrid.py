@@ -1,7 +1,5 @@
 """The hybrid's modes, its measure of fit, and its lookahead, which is LoLA's."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,7 @@ from bfmpipe.networks import project_z
 from bfmpipe.types import UserError
 
 from . import toy
-from .test_safe import finish, make_problem
+from .test_safe import finish, make_problem, play_out
 from .test_safe import make as make_safe
 
 LOOKAHEAD = {"states": 2, "latents": 4, "horizon": 5}
@@ -96,9 +94,9 @@ def test_only_lookaheads_tasks_follow_it():
     """Without off-policy updates, the candidate of the other task stays where it is."""
     problem = make_problem()
     method = make(problem, updates_per_step=1e-6)
-    method._script = itertools.chain(method._warm_up(), method.propose(40))
+    play_out(method)
     method.shifted = torch.tensor([True, False])
-    finish(method)
+    play_out(method)
     moved = method.mover.z.detach() - problem.z
     assert moved[0].norm() > 0.01
     assert not moved[1].any()

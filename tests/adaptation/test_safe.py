@@ -60,16 +60,25 @@ def test_sign_test_is_exact():
     assert np.mean(p <= 0.25) > 0.2  # and not by much less
 
 
+def play_out(method):
+    """Begin what comes next, and play it to its end."""
+    assert method.advance()
+    while method.playing.left:
+        method.advance()
+
+
+def play_test(method, *, last=False):
+    """Play the test of a proposal that has been made."""
+    method.phase, method.last = "proposal", last
+    play_out(method)
+
+
 def after_a_test(method, candidate, *, last=False):
     """The method after its warm-up and one test of a candidate."""
-
-    def script():
-        yield from method._warm_up()
-        method.mover.put(project_z(candidate), torch.tensor([True, True]))
-        yield from method._test(last=last)
-
-    method._script = script()
-    return finish(method)
+    play_out(method)
+    method.mover.put(project_z(candidate), torch.tensor([True, True]))
+    play_test(method, last=last)
+    return method
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
@@ -92,8 +101,7 @@ def test_the_next_candidate_is_measured_against_the_new_incumbent():
     better = torch.ones(2, D)
     method = after_a_test(make("rela-safe", problem, noise_std=0.0), better)
     method.mover.put(before, torch.tensor([True, True]))  # the worse one; the same as its own
-    method._script = method._test(last=False)
-    finish(method)
+    play_test(method)
     assert method.accepted[1].tolist() == [False, False]
     assert method.rejected[1].tolist() == [True, False]
     torch.testing.assert_close(method.z, torch.stack([project_z(better)[0], problem.z[1]]))
@@ -105,7 +113,7 @@ def test_a_test_plays_the_warm_ups_episodes():
 
     def watched(z, starts, steps, noise_std):
         played.append((starts.copy(), noise_std.clone(), steps))
-        return (yield from play(z, starts, steps, noise_std))
+        play(z, starts, steps, noise_std)
 
     method.play = watched
     after_a_test(method, torch.ones(2, D))
@@ -120,19 +128,13 @@ def test_a_test_plays_the_warm_ups_episodes():
 def test_the_last_test_takes_the_higher_return(last):
     """Half of the episodes are won, by more than the others are lost: no proof, but a reason."""
     method = make("rela-safe", make_problem(), noise_std=0.0)
-    episodes, seen = method._episodes, []
+    tested = method._tested
 
-    def won_and_lost(z):
-        rollout = yield from episodes(z)
-        if seen:
-            reward = seen[0].reward.clone()
-            reward[0, :, :2] += torch.tensor([1.2, -1.2])[:, None]
-            reward[0, :, 2:] -= torch.tensor([1.0, -1.0])[:, None]
-            rollout = rollout._replace(reward=reward)
-        seen.append(rollout)
-        return rollout
+    def won_and_lost(returns):
+        gain = torch.tensor([1.2, 1.2, -1.0, -1.0])
+        tested(method.returns + torch.stack([gain, -gain]))
 
-    method._episodes = won_and_lost
+    method._tested = won_and_lost
     after_a_test(method, torch.ones(2, D), last=last)
     assert method.accepted[0].tolist() == [last, False]
     assert method.rejected[0].tolist() == [False, last]
@@ -140,9 +142,9 @@ def test_the_last_test_takes_the_higher_return(last):
 
 def test_the_budgets_last_test_is_the_last_one(monkeypatch):
     method = make("rela-safe", make_problem(budget=10 * 21))
-    seen, right = [], type(method)._test
+    seen, right = [], method._tested
     monkeypatch.setattr(
-        type(method), "_test", lambda self, *, last: seen.append(last) or right(self, last=last)
+        method, "_tested", lambda returns: seen.append(method.last) or right(returns)
     )
     finish(method)
     assert seen == [False, False, False, True]
@@ -174,8 +176,7 @@ def test_the_warmup_calibrates_by_the_zero_shot_returns():
     """Q = a . w / (1 - gamma) for the true a . best: the scale that makes the two agree."""
     problem = make_problem(weights=torch.tensor([[0.0, 0.06, 0.08], [0.0, 0.06, 0.08]]))
     method = make("rela-safe", problem, noise_std=0.0)
-    method._script = method._warm_up()
-    finish(method)
+    play_out(method)
     assert method.env_steps == 4 * 10
     scale, shift = method.critic.calibration
     # one value in all states: scale and shift cannot be told apart, so the scale stays

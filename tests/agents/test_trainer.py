@@ -9,9 +9,10 @@ import torch
 
 from bfmpipe.agents import fb
 from bfmpipe.agents.learner import Learner
-from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig, divergence, set_aside
+from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig, divergence
 from bfmpipe.config import parse
 from bfmpipe.data import transitions
+from bfmpipe.data.checkpoints import set_aside
 from bfmpipe.data.tables import Provenance
 from bfmpipe.types import UserError
 
@@ -171,7 +172,7 @@ def test_a_checkpoint_of_another_training_is_named_and_set_aside(
     assert aside.read_bytes() == kept
     assert capsys.readouterr().err == (
         f"warning: {checkpoint}: a checkpoint of another training: {said}; it is kept as "
-        f"{aside.name} until a training here is finished\n"
+        f"{aside.name} until the training here is finished\n"
     )
     # its own training finds it, and sets the other's aside
     trainer(identity=identity).run(checkpoint, steps.append)

@@ -55,6 +55,26 @@ def test_the_same_seeds_give_the_same_trajectories_at_any_thread_count(domain):
         assert np.array_equal(physics, runs[0][1])
 
 
+def test_another_environment_goes_on_where_one_was_left(domain):
+    """By all of its state: physics alone are not enough where the solver starts from forces."""
+    rng = np.random.default_rng(7)
+    starts = domain.exploration_states(5, rng)
+    left, other = (BatchedEnv(domain, 5, threads=1) for _ in range(2))
+    left.reset(starts)
+    other.reset(starts[::-1])
+    for action in draw_actions(domain, 30, 5, rng):
+        left.step(action)
+        other.step(action)
+    other.load_state(left.state())
+    tasks = all_tasks(domain)
+    for action in draw_actions(domain, 30, 5, rng):
+        assert np.array_equal(other.step(action), left.step(action))
+        assert np.array_equal(other.physics, left.physics)
+        for task in tasks:
+            rewards = [task.reward(domain, env.reached(), action) for env in (other, left)]
+            assert np.array_equal(*rewards)
+
+
 def test_a_stored_state_goes_on_the_same_in_any_slot_and_in_a_batch_of_one(domain):
     rng = np.random.default_rng(5)
     actions = draw_actions(domain, 60, 7, rng)

@@ -1,10 +1,18 @@
 """Stage adapt: curves and paths of any method, paired at the start, within the budget."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bfmpipe.adaptation import checkpoint
 from bfmpipe.data.tables import read_table
 from bfmpipe.types import UserError
 
@@ -240,3 +248,179 @@ def test_seeds_adapted_together_are_those_adapted_alone(tiny, tmp_path, method):
 def test_a_model_short_is_refused(tiny, tmp_path):
     with pytest.raises(UserError, match="1 paths of model for 2 seeds"):
         adapt(tiny, tmp_path, "lola", seeds=[0, 1])
+
+
+LONG = {"episodes": 20, "every": 7}
+AT_ONCE = """
+from bfmpipe.adaptation import checkpoint
+from bfmpipe.cli import main
+checkpoint.SECONDS, checkpoint.SHARE = 0.0, float("inf")
+main()
+"""
+
+
+def long_run(tiny, directory, seeds=(0,), **changed):
+    """Settings and files of a long adaptation, of one model or of more together."""
+    rela = {"name": "rela", "settings": METHODS["rela"]}
+    chosen = {"method": rela, "seeds": list(seeds), **LONG, **changed}
+    settings = tiny.settings("adapt", **chosen)
+    files = {
+        "model": [tiny.model] * len(seeds),
+        "dataset": tiny.dataset,
+        "latents": [tiny.latents] * len(seeds),
+        "curves": [directory / f"{seed}.parquet" for seed in seeds],
+        "trajectories": [directory / f"{seed}.trajectories.parquet" for seed in seeds],
+    }
+    return settings, files
+
+
+def finish(tiny, directory, *arguments, **changed):
+    """Run it to its end; the bytes of all its files."""
+    settings, files = long_run(tiny, directory, *arguments, **changed)
+    tiny.run("adapt", settings=settings, **files)
+    expected = {*files["curves"], *files["trajectories"]}
+    assert {*directory.iterdir()} == expected  # nothing else is left
+    return {file.name: file.read_bytes() for file in expected}
+
+
+@pytest.fixture
+def went_on_at(monkeypatch):
+    """Environment steps a task at which adaptations went on, 0 where one began anew."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    steps, resume = [], checkpoint.Checkpoint.resume
+
+    def watched(self, method):
+        evaluations = resume(self, method)
+        steps.append(self.env_steps)
+        return evaluations
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "resume", watched)
+    return steps
+
+
+@pytest.fixture
+def interrupted(tiny, tmp_path, monkeypatch, went_on_at):
+    """A function: an adaptation that ends after some checkpoints; the file that it leaves."""
+
+    def run(after=20, **changed):
+        save, saved = checkpoint.save_tensors, []
+
+        def save_and_end(*arguments):
+            save(*arguments)
+            saved.append(1)
+            if len(saved) == after:
+                raise KeyboardInterrupt
+
+        directory = tmp_path / "interrupted"
+        directory.mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "SECONDS", 0.0)
+            patch.setattr(checkpoint, "SHARE", float("inf"))
+            patch.setattr(checkpoint, "save_tensors", save_and_end)
+            settings, files = long_run(tiny, directory, **changed)
+            with pytest.raises(KeyboardInterrupt):
+                tiny.run("adapt", settings=settings, **files)
+        (file,) = directory.iterdir()
+        went_on_at.clear()
+        return file
+
+    return run
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_killed_it_goes_on_and_ends_in_the_same_bytes(tiny, tmp_path, went_on_at, seeds):
+    for name in ("straight", "killed"):
+        (tmp_path / name).mkdir()
+    straight = finish(tiny, tmp_path / "straight", seeds)
+    settings, files = long_run(tiny, tmp_path / "killed", seeds)
+    argv = ["adapt", "--cfg", json.dumps(settings)]
+    for name, paths in files.items():
+        argv += [f"--{name}", *map(str, paths if isinstance(paths, list) else [paths])]
+    kept = tmp_path / "killed" / ".0.checkpoint.safetensors"
+    with subprocess.Popen(
+        [sys.executable, "-c", AT_ONCE, *argv], stderr=subprocess.PIPE
+    ) as process:
+        end = time.monotonic() + 60
+        while not kept.exists():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < end
+            time.sleep(0.002)
+        time.sleep(0.1)
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not any(path.exists() for path in files["curves"] + files["trajectories"])
+    went_on_at.clear()
+    assert finish(tiny, tmp_path / "killed", seeds) == straight
+    assert went_on_at[0] > 0
+
+
+def test_it_goes_on_from_the_last_evaluation_too(tiny, tmp_path, interrupted, went_on_at, capsys):
+    """Whose paths are stored, and no checkpoint holds them."""
+    kept = interrupted(after=LONG["episodes"] * 20 // OFF_POLICY["nenv"])
+    capsys.readouterr()
+    resumed = finish(tiny, kept.parent)
+    assert went_on_at == [LONG["episodes"] * 20]
+    assert "warning" not in capsys.readouterr().err
+    (tmp_path / "straight").mkdir()
+    assert resumed == finish(tiny, tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"episodes": 21}, "settings.episodes was 20 and is 21"),
+        ({"seeds": (1,)}, "settings.seeds was [0] and is [1]"),
+        ({"method": {"name": "lola"}}, "code was '"),
+    ],
+)
+def test_of_other_settings_it_begins_anew_and_says_so(
+    tiny, interrupted, went_on_at, capsys, changed, said
+):
+    kept = interrupted()
+    moved = kept.with_name(f".{changed.get('seeds', (0,))[0]}.checkpoint.safetensors")
+    kept.rename(moved)
+    capsys.readouterr()
+    finish(tiny, kept.parent, **changed)
+    assert went_on_at == [0]
+    assert f"{moved}: a checkpoint of another adaptation: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["model", "latents", "threads"])
+def test_of_other_files_or_threads_it_begins_anew(
+    tiny, interrupted, went_on_at, capsys, monkeypatch, edit_card, tmp_path, what
+):
+    kept = interrupted()
+    settings, files = long_run(tiny, kept.parent)
+    if what == "model":
+        files["model"] = [edit_card(diverged_at=3)]
+    elif what == "latents":
+        files["latents"] = [tmp_path / "latents.parquet"]
+        settings_of = tiny.settings("infer", seed=1)
+        tiny.run(
+            "infer",
+            settings=settings_of,
+            model=tiny.model,
+            dataset=tiny.dataset,
+            latents=files["latents"][0],
+        )
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    tiny.run("adapt", settings=settings, **files)
+    assert went_on_at == [0]
+    assert f"another adaptation: {what.removesuffix('s')}" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_begins_anew_and_says_so(
+    tiny, tmp_path, interrupted, went_on_at, capsys
+):
+    kept = interrupted()
+    kept.write_bytes(kept.read_bytes()[:-100])
+    capsys.readouterr()
+    begun = finish(tiny, kept.parent)
+    assert went_on_at == [0]
+    said = capsys.readouterr().err
+    assert said.count("warning: ") == 1
+    assert f"warning: {kept}: damaged" in said
+    assert "; the adaptation begins anew\n" in said
+    (tmp_path / "straight").mkdir()
+    assert begun == finish(tiny, tmp_path / "straight")

@@ -16,9 +16,10 @@ import bfmpipe
 from bfmpipe.adaptation.protocol import Evaluation, start_states
 from bfmpipe.agents import event_files, hilp, load_model, load_tensors
 from bfmpipe.agents.learner import Learner
-from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig, set_aside
+from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig
 from bfmpipe.config import parse
 from bfmpipe.data import transitions
+from bfmpipe.data.checkpoints import set_aside
 from bfmpipe.data.tables import Provenance, read_table
 from bfmpipe.envs import make_domain
 from bfmpipe.files import file_digest
