@@ -167,9 +167,20 @@ class Phase(NamedTuple):
     name: str
     trains: tuple[str, ...]
     """Submodules of the agent whose weights it moves, by their dotted names."""
-    learning_rate: float
+    learning_rate: float | tuple[float, ...]
+    """Of all of them, or one each."""
     every: int = 1
     """Updates to one of this phase."""
+
+    @property
+    def rates(self) -> dict[float, tuple[str, ...]]:
+        """Each learning rate, and the submodules that it is of."""
+        rate = self.learning_rate
+        each = rate if isinstance(rate, tuple) else (rate,) * len(self.trains)
+        found: dict[float, tuple[str, ...]] = {}
+        for module, one in zip(self.trains, each, strict=True):
+            found[one] = (*found.get(one, ()), module)
+        return found
 
 
 Draws = dict[str, Tensor]
@@ -210,7 +221,7 @@ class Agent(nn.Module, ABC):
         super().__init__()
         self.config = config
 
-    def draw(self, batch: Batch, generator: torch.Generator, due: Collection[str]) -> Draws:
+    def draw(self, batch: Any, generator: torch.Generator, due: Collection[str]) -> Draws:
         """The random numbers of one update, and what is worked out of the batch beforehand.
 
         On a GPU this and `forward` run in Python for the first updates only, whose operations on
@@ -218,14 +229,14 @@ class Agent(nn.Module, ABC):
         Python. Metrics are scalars of one type.
 
         Args:
-            batch: the transitions.
+            batch: the transitions, a `Batch`, or what else an agent learns from.
             generator: where from.
             due: names of the phases of this update.
         """
         return {}
 
     @abstractmethod
-    def forward(self, phase: str, batch: Batch, draws: Draws, shared: Draws) -> Loss:
+    def forward(self, phase: str, batch: Any, draws: Draws, shared: Draws) -> Loss:
         """The loss of a phase; `shared` is what the earlier ones of the update left."""
 
     def follow(self, module: nn.Module) -> nn.Module:

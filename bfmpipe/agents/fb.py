@@ -29,13 +29,12 @@ from torch import Tensor
 from bfmpipe.agents import successor
 from bfmpipe.agents.base import Batch, Draws, Loss, Phase
 from bfmpipe.agents.losses import (
-    full_precision,
+    implied_q_loss,
     measure_loss,
     orthonormality_loss,
     pessimistic_measure_loss,
-    solve_covariance,
 )
-from bfmpipe.networks import BackwardMap, reduce_heads
+from bfmpipe.networks import BackwardMap
 
 _SMALL = {
     "architecture": "concatenated",
@@ -162,23 +161,3 @@ class Agent(successor.Agent):
             loss = loss + c.q_coef * q_loss
             metrics["q_loss"] = q_loss.detach()
         return Loss(loss, metrics, {"z": z})
-
-
-@full_precision
-def implied_q_loss(
-    F: Tensor, B: Tensor, target_F: Tensor, z: Tensor, discount: float, pessimism: float
-) -> Tensor:
-    """L_Q of the module's docstring: the Bellman error for the reward that z stands for.
-
-    Args:
-        F: (heads, n, d), online.
-        B: (n, d), of the next states; no gradient passes.
-        target_F: (heads, n, d).
-        z: (n, d).
-        discount: gamma.
-        pessimism: of the target.
-    """
-    B = B.detach()
-    reward = (B * solve_covariance(B, z)).sum(-1)
-    next_q = reduce_heads((target_F * z).sum(-1), pessimism)
-    return 0.5 * ((F * z).sum(-1) - (reward + discount * next_q)).square().mean(-1).sum()

@@ -75,7 +75,7 @@ class Graphs:
         return metrics
 
     def _record(self, names: Sequence[str], batches: Sequence[Batch]) -> _Recorded:
-        static = [Batch(*(x.clone() for x in batch)) for batch in batches]
+        static = [type(batch)(*(x.clone() for x in batch)) for batch in batches]
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)

@@ -71,26 +71,19 @@ class Learner:
             self.tensors = _stack(states)
             call = self._all_seeds
         self._call: Callable[..., Loss] = torch.compile(call) if config.compile else call
-        self._trained = {
-            phase.name: [
-                tensor
-                for name, tensor in self.tensors.items()
-                if name.startswith(tuple(f"{module}." for module in phase.trains))
+        self._trained: dict[str, list[Tensor]] = {}
+        self.optimisers: dict[str, torch.optim.Optimizer] = {}
+        for phase in self.phases:
+            groups: list[dict[str, Any]] = [
+                {
+                    "params": self._weights(modules),
+                    # what is recorded reads its rate from memory
+                    "lr": torch.tensor(rate, device=self.device) if recorded else rate,
+                }
+                for rate, modules in phase.rates.items()
             ]
-            for phase in self.phases
-        }
-        self.optimisers = {
-            phase.name: torch.optim.Adam(
-                self._trained[phase.name],
-                # what is recorded reads its rate from memory
-                lr=torch.tensor(phase.learning_rate, device=self.device)
-                if recorded
-                else phase.learning_rate,
-                fused=True,
-                capturable=recorded,
-            )
-            for phase in self.phases
-        }
+            self._trained[phase.name] = [tensor for group in groups for tensor in group["params"]]
+            self.optimisers[phase.name] = torch.optim.Adam(groups, fused=True, capturable=recorded)
         self._targets: list[tuple[list[Tensor], list[Tensor], float]] = []
         for target, (online, tau) in agent.targets.items():
             names = [n for n, _ in agent.get_submodule(target).named_parameters()]
@@ -116,12 +109,18 @@ class Learner:
         self.step += 1
         return metrics
 
+    def _weights(self, modules: Sequence[str]) -> list[Tensor]:
+        """Those of submodules, by their dotted names."""
+        inside = tuple(f"{module}." for module in modules)
+        return [tensor for name, tensor in self.tensors.items() if name.startswith(inside)]
+
     def _set_learning_rate(self, phase: Phase, scale: float) -> None:
-        (group,) = self.optimisers[phase.name].param_groups
-        if self._graphs:
-            group["lr"].fill_(phase.learning_rate * scale)
-        else:
-            group["lr"] = phase.learning_rate * scale
+        groups = self.optimisers[phase.name].param_groups
+        for rate, group in zip(phase.rates, groups, strict=True):
+            if self._graphs:
+                group["lr"].fill_(rate * scale)
+            else:
+                group["lr"] = rate * scale
 
     def _update(self, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, Tensor]:
         draws = self._draw(names, batches)

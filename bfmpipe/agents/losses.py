@@ -98,3 +98,25 @@ def solve_covariance(features: Tensor, x: Tensor) -> Tensor:
     C = C + ridge * torch.eye(C.shape[-1], dtype=C.dtype, device=C.device)
     # unchecked: a check would wait for the device, and what is no number stops the training
     return torch.linalg.solve_ex(C, x.mT).result.mT
+
+
+@full_precision
+def implied_q_loss(
+    F: Tensor, B: Tensor, target_F: Tensor, z: Tensor, discount: float, pessimism: float
+) -> Tensor:
+    """The Bellman error of F^T z for the reward that z stands for, r_i = B(s'_i)^T C^-1 z_i.
+
+        1/2 sum_p mean_i (F_p,i . z_i - r_i - gamma reduce_p F'_p,i . z_i)^2,   C = E[B B^T]
+
+    Args:
+        F: (heads, n, d), online.
+        B: (n, d), of the next states; no gradient passes.
+        target_F: (heads, n, d).
+        z: (n, d).
+        discount: gamma.
+        pessimism: of the target.
+    """
+    B = B.detach()
+    reward = (B * solve_covariance(B, z)).sum(-1)
+    next_q = reduce_heads((target_F * z).sum(-1), pessimism)
+    return 0.5 * ((F * z).sum(-1) - (reward + discount * next_q)).square().mean(-1).sum()

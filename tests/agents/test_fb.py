@@ -6,7 +6,7 @@ import torch
 from bfmpipe.agents import fb
 from bfmpipe.agents.base import Batch
 from bfmpipe.agents.learner import Learner, LearnerConfig
-from bfmpipe.agents.losses import measure_loss, orthonormality_loss
+from bfmpipe.agents.losses import implied_q_loss, measure_loss, orthonormality_loss
 from bfmpipe.config import parse
 from bfmpipe.networks import project_z
 from bfmpipe.types import UserError
@@ -213,7 +213,7 @@ def test_q_loss_vanishes_at_the_values_of_the_implied_reward():
         reward = (B[after] @ torch.linalg.inv(B.T @ B / 5) * z).sum(-1)
         error = (F * z).sum(-1) - (reward + GAMMA * (F[after] * z).sum(-1))
         total += P[torch.arange(5), after] * error
-        loss = fb.implied_q_loss(F[None], B[after], F[after][None], z, GAMMA, 0.0)
+        loss = implied_q_loss(F[None], B[after], F[after][None], z, GAMMA, 0.0)
         assert float(loss) == pytest.approx(float(0.5 * (error**2).mean()), rel=1e-5)  # ridge
     torch.testing.assert_close(total, torch.zeros_like(total))
 

@@ -6,10 +6,10 @@
 import pytest
 import torch
 
-from bfmpipe.agents.fb import implied_q_loss
 from bfmpipe.agents.losses import (
     covariance,
     full_precision,
+    implied_q_loss,
     measure_loss,
     orthonormality_loss,
     pessimistic_measure_loss,
