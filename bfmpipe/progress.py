@@ -17,8 +17,8 @@ class _Lines:
         sys.stderr.flush()
 
 
-def progress(total: int, description: str, unit: str) -> tqdm:
-    """A tqdm bar of `total` units; a context manager with `update(n)`."""
+def progress(total: int | None, description: str, unit: str) -> tqdm:
+    """A tqdm bar of `total` units, or of an unknown number; a context manager with `update(n)`."""
     if sys.stderr.isatty():
         return tqdm(total=total, desc=description, unit=unit)
     return tqdm(

@@ -103,6 +103,7 @@ def adapt(
             bar.set_postfix({"return": f"{returns:.1f}"}, refresh=False)
             bar.update(max(0, point[0].env_steps - bar.n))
 
+    source = {"domain_settings": domain.config.model_dump(mode="json")}
     for i, seed in enumerate(cfg.seeds):
         own = [point[i] for point in points]
         together = {"seeds_together": list(cfg.seeds)} if len(cfg.seeds) > 1 else {}
@@ -112,7 +113,7 @@ def adapt(
         ):
             origin = provenance(kind, "adapt", cfg, **used)
             settings = {**origin.settings, "seeds": [seed], **together}
-            write_table(file, shape, columns, replace(origin, settings=settings))
+            write_table(file, shape, columns, replace(origin, settings=settings, source=source))
         before, after = own[0].returns.mean(), own[-1].returns.mean()
         print(
             f"{curves[i]}: mean return {before:.1f} -> {after:.1f} "

@@ -1,0 +1,205 @@
+"""Import of motions: states that follow each other, of whatever moved the body.
+
+A file is one of two kinds:
+
+    .npz      one motion of T frames: qpos (T, nq) and qvel (T, nv), in MuJoCo's order, and act
+              (T, na) where actuators have a state of their own; other arrays are left alone
+    .parquet  the pipeline's own adapt/METHOD.trajectories.parquet: an episode is a motion
+
+Observations are computed from the states; nobody's actions are kept, so all are zero.
+"""
+
+import glob
+import hashlib
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from pydantic import Field
+
+from bfmpipe.config import Config as BaseConfig
+from bfmpipe.data.tables import read_table
+from bfmpipe.data.transitions import DomainLike
+from bfmpipe.types import Array, UserError
+
+_PARTS = {"qpos": "nq", "qvel": "nv", "act": "na"}
+"""Arrays of a motion, and what MuJoCo's model calls their widths."""
+_END = 2**16  # bytes
+_FREE = ("episode_steps", "start")  # settings of a domain that its motions need not share
+
+
+class Config(BaseConfig):
+    """Which motions."""
+
+    path: str = Field(min_length=1)
+    """Of the files, with the shell's wildcards; `{domain}` in it stands for the domain's name."""
+    tasks: tuple[str, ...] | None = Field(None, min_length=1)
+    """Of trajectories: the tasks whose episodes to take; all by default."""
+    phase: Literal["before", "after"] = "after"
+    """Of trajectories: those of the latent from zero-shot inference, or of the adapted one."""
+    max_episodes: int | None = Field(None, ge=1)
+    """Take so many motions, the first by file; all by default."""
+
+
+class Body(DomainLike, Protocol):
+    """What moves; bfmpipe.envs.domain.Domain is one."""
+
+    model: Any
+    observed_fields: tuple[str, ...]
+
+    def split(self, physics: Array) -> dict[str, Array]:
+        """Fields of physics states."""
+
+    def observe(self, fields: Mapping[str, Array]) -> Array:
+        """Observations of fields."""
+
+
+class Explorer:
+    """Motions as episodes: it has `episodes` where other explorers have `act`.
+
+    Args:
+        config: which.
+        domain: whose body moves.
+
+    Raises:
+        UserError: where no file is found, or a state does not say what is observed in it.
+    """
+
+    report = ""
+    has_actions: ClassVar[bool] = False
+    """So only agents that ask for none can learn from them."""
+
+    def __init__(self, config: Config, domain: Body) -> None:
+        self.config, self.domain = config, domain
+        if domain.observed_fields:
+            raise UserError(
+                f"{domain.name}: a motion is made of states, and what is observed here "
+                f"({', '.join(domain.observed_fields)}) cannot be told from a state"
+            )
+        self.files = _files(config.path, domain.name)
+        if not self.files:
+            raise UserError(
+                f"{config.path.replace('{domain}', domain.name)}: no such files; motions are npz "
+                "files with qpos and qvel, or tables of trajectories"
+            )
+        self.total: int | None = None
+        """Motions that will be taken: not known before."""
+        self._taken, self._digest = 0, hashlib.sha256()
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What was taken so far: for the data set's provenance. The digest is of the states."""
+        return {
+            "format": "motions",
+            "fingerprint": fingerprint(self.config.path, self.domain.name),
+            "episodes": self._taken,
+            "sha256": self._digest.hexdigest(),
+        }
+
+    def episodes(self) -> Iterator[dict[str, Array]]:
+        """Columns of one motion after the other, in the order of the files' names.
+
+        Raises:
+            UserError: for a file that holds no motion of this domain's body.
+        """
+        for path in self.files:
+            of_file = self._npz if path.suffix == ".npz" else self._trajectories
+            for physics in of_file(path):
+                if self._taken == self.config.max_episodes:
+                    return
+                yield self._columns(path, physics)
+        if not self._taken:
+            raise UserError(f"{self.config.path}: no motion of these tasks in these files")
+
+    def _columns(self, path: Path, physics: Array) -> dict[str, Array]:
+        rows = len(physics)
+        finite = np.isfinite(physics).all(axis=1)
+        if not finite.all():
+            raise UserError(f"{path}: frame {np.argmin(finite)} has a number that is not finite")
+        if rows < 2:
+            raise UserError(f"{path}: a motion of {rows} frame; it needs two or more")
+        self._digest.update(np.ascontiguousarray(physics).tobytes())
+        self._taken += 1
+        return {
+            "episode": np.full(rows, self._taken - 1, np.int32),
+            "step": np.arange(rows, dtype=np.int32),
+            "obs": self.domain.observe(self.domain.split(physics)),
+            "action": np.zeros((rows, self.domain.action_dim), np.float32),
+            "physics": physics,
+        }
+
+    def _npz(self, path: Path) -> Iterator[Array]:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = {name: file[name] for name in _PARTS if name in file.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+            said = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f"{path}: cannot be read as an npz file ({said})") from error
+        parts = []
+        for name, size in _PARTS.items():
+            width = int(getattr(self.domain.model, size))
+            if name not in found and not width:
+                continue
+            if name not in found:
+                raise UserError(f"{path}: no array '{name}'; a motion has {self._shapes()}")
+            values = found[name]
+            if values.ndim != 2 or values.shape[1] != width or values.dtype.kind not in "fiu":
+                raise UserError(
+                    f"{path}: {name} is {values.dtype} of shape {values.shape}; a motion of "
+                    f"{self.domain.name} has {self._shapes()}"
+                )
+            parts.append(values.astype(np.float64))
+        if len({len(part) for part in parts}) > 1:
+            raise UserError(f"{path}: its arrays have different numbers of frames")
+        yield np.concatenate(parts, axis=1)
+
+    def _shapes(self) -> str:
+        model = self.domain.model
+        sizes = {name: int(getattr(model, size)) for name, size in _PARTS.items()}
+        return ", ".join(f"{name} (T, {width})" for name, width in sizes.items() if width)
+
+    def _trajectories(self, path: Path) -> Iterator[Array]:
+        columns, origin = read_table(path, "trajectories")
+        whose = origin.settings.get("domain")
+        if whose != self.domain.name or columns["physics"].shape[1] != self.domain.physics_dim:
+            raise UserError(f"{path}: trajectories of {whose}; the domain is {self.domain.name}")
+        own = self.domain.config.model_dump(mode="json")
+        for name, value in origin.source.get("domain_settings", {}).items():
+            if name not in _FREE and value != own.get(name):
+                raise UserError(
+                    f"{path}: trajectories of {whose} with {name} {value}; here it is "
+                    f"{own.get(name)}"
+                )
+        unknown = set(self.config.tasks or ()) - set(columns["task"])
+        if unknown:
+            raise UserError(
+                f"{path}: no task {min(unknown)}; it has {', '.join(sorted(set(columns['task'])))}"
+            )
+        taken = columns["phase"] == self.config.phase
+        if self.config.tasks is not None:
+            taken &= np.isin(columns["task"].astype(str), self.config.tasks)
+        physics = columns["physics"][taken]
+        yield from np.split(physics, np.flatnonzero(columns["step"][taken] == 0)[1:])
+
+
+def fingerprint(path: str, domain: str) -> str | None:
+    """A digest of the files' names, sizes and ends; None where there are no files.
+
+    What ends an npz file has a checksum of every array, what ends a Parquet file the compressed
+    size and range of every column.
+    """
+    digest, files = hashlib.sha256(), _files(path, domain)
+    for file in files:
+        size = file.stat().st_size
+        with file.open("rb") as content:
+            content.seek(max(0, size - _END))
+            digest.update(f"{file} {size}\n".encode() + content.read())
+    return digest.hexdigest()[:16] if files else None
+
+
+def _files(path: str, domain: str) -> list[Path]:
+    pattern = str(Path(path.replace("{domain}", domain)).expanduser())
+    found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    return [file for file in found if file.suffix in (".npz", ".parquet") and file.is_file()]
