@@ -405,6 +405,13 @@ def test_a_mistake_is_one_line_and_writes_nothing(tiny, here, capsys, changed, s
     assert list(here.iterdir()) == []
 
 
+def _as_it_is(file):
+    """All but when it was read."""
+    now = file.lstat()
+    content = file.read_bytes() if file.is_file() else None
+    return now.st_mode, now.st_ino, now.st_size, now.st_mtime_ns, content
+
+
 @pytest.mark.parametrize("there", ["model", "text", "link", "dangling", "pipe"])
 def test_nothing_but_a_latent_is_written_over(tiny, here, model_copy, capsys, there):
     out = here / "out"
@@ -416,14 +423,14 @@ def test_nothing_but_a_latent_is_written_over(tiny, here, model_copy, capsys, th
         os.mkfifo(out)
     else:
         out.symlink_to(model_copy / WEIGHTS if there == "link" else here / "nothing")
-    before = (out.lstat(), out.read_bytes() if out.is_file() else None)
+    before = _as_it_is(out)
     options = ["--model", tiny.model, "--data", tiny.dataset, "--method", "lola", *SHORT]
     argv = ["adapt", *options, *TASK, "--set", *LOLA_WORDS, "--latent-out", out]
     kind = "no latent that `bfmpipe adapt` saved" if there in ("model", "text") else "a link"
     line = refused(capsys, argv)
     assert line.startswith(f"{out}: is ")
     assert kind in line
-    assert (out.lstat(), out.read_bytes() if out.is_file() else None) == before
+    assert _as_it_is(out) == before
 
 
 def test_a_latent_that_is_replaced_is_announced_first(tiny, latent, capsys):
