@@ -135,6 +135,11 @@ else:
     TRAINING = "{domain}-{agent}-seed{seed}"
 
 
+def only(agents):
+    """A pattern of these agents' names, or of none."""
+    return "|".join(agents) or "(?!)"
+
+
 rule pretrain:
     """Train a model without rewards, or a model a seed."""
     input:
@@ -149,6 +154,8 @@ rule pretrain:
         f"{R}/logs/pretrain/{TRAINING}.log",
     benchmark:
         f"{R}/benchmarks/pretrain/{TRAINING}.tsv"
+    wildcard_constraints:
+        agent=only(agent for agent in exp.agents if agent not in exp.practising),
     priority: 10  # everything else waits for it
     resources:
         mem_mb=growing(8000),
@@ -159,11 +166,47 @@ rule pretrain:
         code=code("pretrain"),
         cost=f"{R}/benchmarks/pretrain/{TRAINING}.json",
         model=lambda wildcards, output: [Path(file).parent for file in output.config],
+        experience=[],
     shell:
         "bfmpipe pretrain --cfg {params.cfg:q} --dataset {input.dataset}"
         " --model {params.model} --losses {output.losses}"
         " --evaluations {output.evaluations} --spectrum {output.spectrum}"
+        " --experience {params.experience}"
         " --cost {params.cost} 2>&1 | tee -a {log}"
+
+
+# The data set of an agent that explores while it trains is of motions; it leaves one of its own.
+use rule pretrain as practise with:
+    output:
+        config=f"{MODEL}/model/config.json",
+        weights=f"{MODEL}/model/model.safetensors",
+        losses=f"{MODEL}/losses.parquet",
+        evaluations=f"{MODEL}/evaluations.parquet",
+        spectrum=f"{MODEL}/spectrum.parquet",
+        experience=f"{MODEL}/experience.parquet",
+    log:
+        f"{R}/logs/pretrain/{{domain}}-{{agent}}-seed{{seed}}.log",
+    benchmark:
+        f"{R}/benchmarks/pretrain/{{domain}}-{{agent}}-seed{{seed}}.tsv"
+    wildcard_constraints:
+        agent=only(exp.practising),
+    resources:
+        mem_mb=growing(16000),  # it remembers what it practised
+        runtime=1440,
+        gpu=int(exp.pretrain.device == "cuda"),
+    params:
+        cfg=cfg("pretrain"),
+        code=code("pretrain"),
+        cost=f"{R}/benchmarks/pretrain/{{domain}}-{{agent}}-seed{{seed}}.json",
+        model=lambda wildcards, output: Path(output.config).parent,
+        experience=lambda wildcards, output: output.experience,
+
+
+def states_of(wildcards):
+    """The data set of the states that a model learnt its values of."""
+    practised = wildcards.agent in exp.practising
+    name = f"{MODEL}/experience.parquet" if practised else rules.collect.output.dataset
+    return name.format(**wildcards)
 
 
 rule infer:
@@ -171,7 +214,7 @@ rule infer:
     input:
         config=f"{MODEL}/model/config.json",
         weights=f"{MODEL}/model/model.safetensors",
-        dataset=rules.collect.output.dataset,
+        dataset=states_of,
     output:
         latents=f"{MODEL}/latents.parquet",
     log:
@@ -194,7 +237,7 @@ rule probe:
     input:
         config=f"{MODEL}/model/config.json",
         weights=f"{MODEL}/model/model.safetensors",
-        dataset=rules.collect.output.dataset,
+        dataset=states_of,
         latents=rules.infer.output.latents,
     output:
         scores=f"{MODEL}/probe.parquet",
@@ -222,7 +265,7 @@ rule diagnose:
     input:
         config=f"{MODEL}/model/config.json",
         weights=f"{MODEL}/model/model.safetensors",
-        dataset=rules.collect.output.dataset,
+        dataset=states_of,
         latents=rules.infer.output.latents,
     output:
         diagnosis=f"{MODEL}/diagnosis.parquet",
@@ -255,7 +298,7 @@ rule adapt:
     input:
         config=[f"{model}/model/config.json" for model in MOVED],
         weights=[f"{model}/model/model.safetensors" for model in MOVED],
-        dataset=rules.collect.output.dataset,
+        dataset=states_of,
         latents=[f"{model}/latents.parquet" for model in MOVED],
     output:
         curves=[f"{model}/adapt/{{method}}.parquet" for model in MOVED],

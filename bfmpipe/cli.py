@@ -19,6 +19,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -119,18 +120,23 @@ def _first_sentence(path: Path) -> str:
 def _run(name: str, argv: list[str]) -> None:
     stage = getattr(importlib.import_module(f"bfmpipe.stages.{name}"), name)
     hints = inspect.get_annotations(stage, eval_str=True)
-    cfg_name, *files = inspect.signature(stage).parameters
+    parameters = inspect.signature(stage).parameters
+    cfg_name, *files = parameters
     parser = _parser(prog=f"bfmpipe {name}", description=inspect.getdoc(stage))
     parser.add_argument(f"--{cfg_name}", required=True, help="settings as JSON, or @file")
     for file in files:
-        many = get_origin(hints[file]) is list
+        many = get_origin(hints[file]) in (list, Sequence)
         kind = get_args(hints[file])[0] if many else hints[file]
         parser.add_argument(
-            f"--{file}", required=True, type=kind, nargs="*" if many else None, metavar="PATH"
+            f"--{file}",
+            required=parameters[file].default is inspect.Parameter.empty,
+            type=kind,
+            nargs="*" if many else None,
+            metavar="PATH",
         )
     parser.add_argument("--cost", type=Path, metavar="PATH", help="where to say what the job cost")
-    given = vars(parser.parse_args(argv))
-    cost = given.pop("cost")
+    given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+    cost = given.pop("cost", None)
     cfg = parse(hints[cfg_name], _json(given.pop(cfg_name)), f"--{cfg_name}")
     # what a log begins with: pasted into a shell, it does the same again
     words = ["bfmpipe", name, f"--{cfg_name}", canonical(cfg)]

@@ -15,10 +15,11 @@ from pydantic import Field, JsonValue, field_validator
 from bfmpipe import plugins
 from bfmpipe.adaptation.diagnosis import DiagnosisConfig
 from bfmpipe.adaptation.protocol import Evaluation
+from bfmpipe.agents import practising
 from bfmpipe.agents.event_files import check as check_tensorboard
 from bfmpipe.agents.trainer import TrainerConfig
 from bfmpipe.config import Config, canonical, load_yaml, parse, spelt
-from bfmpipe.data import exorl, transitions
+from bfmpipe.data import transitions
 from bfmpipe.data.tables import open_table
 from bfmpipe.envs import make_domain
 from bfmpipe.envs import tasks as own_tasks
@@ -52,7 +53,7 @@ class CollectSection(Config):
     explorer: str = "persistent-random"
     settings: Settings = Field(default_factory=dict)
     episodes: int | None = Field(None, ge=1)
-    """Episodes to explore in; for all explorers but exorl, which imports them."""
+    """Episodes to explore in; for all explorers but those that import them, exorl and motions."""
     seed: int = Field(0, ge=0)
 
 
@@ -61,7 +62,7 @@ class PretrainSection(TrainerConfig):
 
     seeds_together: bool = False
     """Train all seeds of a domain and agent in one job, as one batched model: the results of each
-    are those it would have alone but for rounding."""
+    are those it would have alone but for rounding. Agents that practise have a job a seed."""
     tensorboard: bool = False
     """Write TensorBoard event files beside the tables of losses."""
 
@@ -82,7 +83,7 @@ class AdaptSection(Config):
     """Episodes between evaluations."""
     seeds_together: bool = False
     """Adapt the models of all seeds in one job, as one batch: the results of each are those it
-    would have alone but for rounding."""
+    would have alone but for rounding. Not with agents that practise."""
 
 
 class Experiment(Config):
@@ -141,15 +142,23 @@ class Experiment(Config):
             used["data"] = self.collect.explorer
         return digest(stage, {kind: plugin for kind, plugin in used.items() if plugin})
 
+    @property
+    def practising(self) -> tuple[str, ...]:
+        """The agents that practise while they train, one seed a job."""
+        modules = {name: plugins.load("agents", name) for name in self.agents}
+        return tuple(n for n, m in modules.items() if issubclass(m.Agent, practising.Agent))
+
     def source(self, domain: str) -> str:
         """The fingerprint of the files that a data set is imported from; "" where it is explored.
 
         Of files that are gone since the import, it is that of the data set that came of them.
         """
         path = self.collect.settings.get("path")
-        if self.collect.explorer != "exorl" or not isinstance(path, str):
+        explorer = plugins.load("data", self.collect.explorer)
+        if not hasattr(explorer, "fingerprint") or not isinstance(path, str):
             return ""
-        if found := exorl.fingerprint(path, domain):
+        found: str | None = explorer.fingerprint(path, domain)
+        if found:
             return found
         try:
             file, origin = open_table(Path(self.results, domain, "data.parquet"), transitions.KIND)
@@ -172,11 +181,12 @@ class Experiment(Config):
 
     def _pretrain(self, domain: str, agent: str, seed: int, _: str) -> Mapping[str, Any]:
         section = self.pretrain
+        together = section.seeds_together and agent not in self.practising
         settings: dict[str, Any] = {
             "domain": self._domain(domain),
             "agent": _plugin(agent, self.agents[agent]),
             "trainer": section.model_dump(mode="json", exclude={"seeds_together", "tensorboard"}),
-            "seeds": self.seeds if section.seeds_together else [seed],
+            "seeds": self.seeds if together else [seed],
             "tensorboard": section.tensorboard,
         }
         if section.evaluate_every:  # else a task's edit would train the models again
@@ -289,6 +299,7 @@ def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Exp
     experiment = parse(Experiment, mapping, where)
     _check_names(experiment, where)
     experiment = _selected(experiment, where)
+    _check_practice(experiment, where)
     domains = []
     try:
         for name, section in experiment.domains.items():
@@ -340,6 +351,26 @@ def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Exp
     return experiment
 
 
+def _check_practice(experiment: Experiment, where: str) -> None:
+    """Refuse agents that learn from actions on motions, and one job where each has its data."""
+    try:
+        practising = experiment.practising
+        explorer = plugins.load("data", experiment.collect.explorer).Explorer
+    except UserError:
+        return  # said later, with its place
+    others = [name for name in experiment.agents if name not in practising]
+    if others and not getattr(explorer, "has_actions", True):
+        raise UserError(
+            f"{where}: agents: {others[0]} learns from actions, which {experiment.collect.explorer}"
+            " does not have; it needs an experiment of its own, or another explorer"
+        )
+    if practising and experiment.adapt.seeds_together:
+        raise UserError(
+            f"{where}: adapt.seeds_together: each seed of {practising[0]} has a data set of its "
+            "own, what it practised; set it to false"
+        )
+
+
 def _check_agent(
     module: ModuleType,
     config: Config,
@@ -354,8 +385,8 @@ def _check_agent(
             with torch.device("meta"):  # no weights, which take seconds
                 model = module.Model(config, domain.obs_dim, domain.action_dim)
             stride, batch = model.config.stride, model.config.batch
-            if collect.episodes is None:  # an import, whose episodes are as they come
-                continue
+            if collect.episodes is None or issubclass(module.Agent, practising.Agent):
+                continue  # an import, whose episodes are as they come, or motions
             if stride > steps:
                 raise UserError(f"a stride of {stride} is longer than an episode of {steps} steps")
             transitions = collect.episodes * (steps - stride + 1)

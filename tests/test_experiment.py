@@ -486,7 +486,7 @@ MISTAKES = [
     (setting("methods", "lola", "horzon", value=1), "methods.lola.horzon is not a setting"),
     (
         setting("collect", "explorer", value="random"),
-        "collect: no 'random' in bfmpipe.data; it has exorl, persistent-random",
+        "collect: no 'random' in bfmpipe.data; it has exorl, motions, persistent-random",
     ),
     (
         setting("collect", "explorer", value="exorl"),
@@ -600,3 +600,37 @@ def test_a_rate_that_yaml_reads_as_text_is_explained(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         experiment.read(tmp_path / "none.yaml")
+
+
+def test_an_agent_that_practises_has_a_job_a_seed_in_any_experiment(smoke):
+    smoke["agents"]["fb_cpr"] = {"preset": "small"}
+    smoke["pretrain"]["seeds_together"] = True
+    exp = experiment.check(smoke, "my.yaml")
+    assert exp.practising == ("fb_cpr",)
+    names = {"domain": "point_mass_maze", "seed": "1"}
+    seeds = {a: json.loads(exp.stage("pretrain", agent=a, **names))["seeds"] for a in exp.agents}
+    assert seeds == {"fb": [0, 1], "fb_cpr": [1]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"adapt": {"episodes": 8, "every": 2, "seeds_together": True}},
+            "adapt.seeds_together: each seed of fb_cpr has a data set of its own, what it",
+        ),
+        (
+            {"collect": {"explorer": "motions", "settings": {"path": "motions/*.npz"}}},
+            "agents: fb learns from actions, which motions does not have; it needs an experiment",
+        ),
+        (
+            {"agents": {"fb_cpr": {"preset": "small", "practice": {"random_steps": 5}}}},
+            "agents.fb_cpr: practice of 50 environments and random_steps 5 is 250 transitions",
+        ),
+    ],
+)
+def test_what_an_agent_that_practises_cannot_have_is_refused(smoke, changed, said):
+    smoke["agents"]["fb_cpr"] = {"preset": "small"}
+    with pytest.raises(UserError) as caught:
+        experiment.check({**smoke, **changed}, "my.yaml")
+    assert str(caught.value).startswith(f"my.yaml: {said}")

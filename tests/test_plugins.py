@@ -128,7 +128,7 @@ def test_a_module_without_the_class_is_named(root):
     assert said_of(root, "agents", "helpers") == (
         "no 'helpers' in pluginpipe.agents: helpers.py defines no class Agent; it has fb, hilp"
     )
-    assert "fb_cpr.py defines no class Agent" in said_of(plugins._PACKAGE, "agents", "fb_cpr")
+    assert "stack.py defines no class Agent" in said_of(plugins._PACKAGE, "agents", "stack")
 
 
 def test_an_unknown_kind(root):

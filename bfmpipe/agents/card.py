@@ -82,7 +82,7 @@ def readme(card: Mapping[str, Any], model: Model) -> str:
         f"{card['effective_rank']:.1f} of {config['z_dim']} (the exponential of their entropy).\n",
         "## Data\n",
         f"{card['transitions']:,} transitions{_explored(card)}; SHA-256 of the file "
-        f"`{card['dataset_sha256']}`.\n",
+        f"`{card['dataset_sha256']}`.{_practised(card)}\n",
         "## Settings\n",
         f"Of the domain: {_settings(card['domain_settings'])}.\n",
         f"Of the agent, where they differ from its defaults: {_settings(changed)}.\n",
@@ -104,6 +104,11 @@ def _alarm(card: Mapping[str, Any]) -> str:
         f"**The divergence alarm rang at update {at:,}**: the watched loss had turned while q kept "
         "climbing. Do not trust the model's values.\n"
     )
+
+
+def _practised(card: Mapping[str, Any]) -> str:
+    steps = card.get("practised")
+    return f" It practised for {steps:,} control steps, beside these as motions." if steps else ""
 
 
 def _explored(card: Mapping[str, Any]) -> str:

@@ -1,11 +1,12 @@
 """Training of any agent on a data set: resumable to the same bytes, with a divergence alarm."""
 
 import math
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -52,8 +53,54 @@ class Rows(Protocol):
         """The rows, with one axis more than the indices."""
 
 
+class NotFiniteError(UserError):
+    """A number that training gave is none."""
+
+
+class Source(ABC):
+    """Where a training's batches come from."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> Self:
+        """The same with what is in memory on a device."""
+
+    @abstractmethod
+    def check(self, batch: int) -> None:
+        """Refuse a batch that cannot be filled.
+
+        Raises:
+            UserError: it cannot.
+        """
+
+    @abstractmethod
+    def sample(
+        self, n: int, generator: torch.Generator, future_discount: float | None = None
+    ) -> Any:
+        """A batch of n rows, as the agent takes it."""
+
+    def advance(self, done: int) -> None:  # noqa: B027 - a data set stands still
+        """Called before each update with the number of those made.
+
+        Raises:
+            NotFiniteError: what was trained so far cannot act.
+        """
+
+    def state(self) -> dict[str, Tensor]:
+        """All that what comes next depends on, but for what `keep` keeps."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor], kept: Path) -> None:  # noqa: B027
+        """Go on where `state` was taken."""
+
+    def keep(self, directory: Path) -> None:  # noqa: B027
+        """Called before a checkpoint is written: file what need not be in each of them."""
+
+    def drop(self, directory: Path) -> None:  # noqa: B027
+        """Called after it: what earlier checkpoints needed alone may go."""
+
+
 @dataclass(frozen=True)
-class Data:
+class Data(Source):
     """Transitions, sampled uniformly: row i leads to row i + stride.
 
     obs (rows, obs_dim) and action (rows, action_dim), tensors or rows on disk; index
@@ -67,10 +114,19 @@ class Data:
     stride: int = 1
     last: Tensor | None = None
 
-    def to(self, device: torch.device) -> "Data":
+    def to(self, device: torch.device) -> Self:
         """The same with what is in memory on a device."""
         move = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        return Data(**{**vars(self), **move})
+        return type(self)(**{**vars(self), **move})
+
+    def check(self, batch: int) -> None:
+        """Refuse a batch of more transitions than there are."""
+        if len(self.index) < batch:
+            what = "transitions" if self.stride == 1 else f"stretches of {self.stride} steps"
+            raise UserError(
+                f"the data set has {len(self.index)} {what}, fewer than one batch of {batch}; "
+                "collect more or set a smaller batch"
+            )
 
     def sample(
         self, n: int, generator: torch.Generator, future_discount: float | None = None
@@ -106,6 +162,8 @@ def _take(column: Tensor | Rows, rows: Tensor) -> Tensor:
     return torch.from_numpy(column[rows.cpu().numpy()]).to(rows.device)
 
 
+_DATA = "data/"  # what names of the data's state begin with in a checkpoint
+
 Totals = dict[str, dict[int, Tensor]]
 """Metric -> update -> its value, (seeds,) or a scalar, since the last row."""
 
@@ -125,7 +183,7 @@ class Trainer:
     """
 
     learner: Learner
-    data: Data
+    data: Source
     config: TrainerConfig
     identity: Mapping[str, Any]
     evaluate: Callable[[int], list[dict[str, Any]]] | None = None
@@ -138,14 +196,8 @@ class Trainer:
         self.agent = self.learner.agents[0]
         self.batch = self.agent.config.batch
         self.losses = [[] for _ in self.learner.agents]
+        self.data.check(self.batch)
         self.data = self.data.to(self.learner.device)
-        if len(self.data.index) < self.batch:
-            stride = self.data.stride
-            what = "transitions" if stride == 1 else f"stretches of {stride} steps"
-            raise UserError(
-                f"the data set has {len(self.data.index)} {what}, fewer than one batch of "
-                f"{self.batch}; collect more or set a smaller batch"
-            )
 
     @property
     def done(self) -> int:
@@ -167,6 +219,10 @@ class Trainer:
         totals: Totals = defaultdict(dict)
         future = self.agent.future_discount
         while self.done < config.updates:
+            try:
+                self.data.advance(self.done)
+            except NotFiniteError as error:
+                raise self._stopped(f"{error} after update {self.done}", checkpoint) from error
             batches = [self.data.sample(self.batch, g, future) for g in learner.generators]
             metrics = learner.update(batches, learning_rate_scale=self._learning_rate_scale())
             for name, value in metrics.items():
@@ -264,7 +320,11 @@ class Trainer:
             "losses": self.losses,
             "evaluations": self.evaluations,
         }
-        save_tensors(path, self.learner.state(), header)
+        kept = checkpoints.kept(path, self.identity)
+        self.data.keep(kept)
+        beside = {f"{_DATA}{name}": tensor for name, tensor in self.data.state().items()}
+        save_tensors(path, {**self.learner.state(), **beside}, header)
+        self.data.drop(kept)
 
     def _resume(self, path: Path) -> None:
         found = checkpoints.resume(path, self.identity, "training")
@@ -272,6 +332,8 @@ class Trainer:
             return
         tensors, header = found
         self.learner.load_state(tensors, header["done"])
+        beside = {k.removeprefix(_DATA): t for k, t in tensors.items() if k.startswith(_DATA)}
+        self.data.load_state(beside, checkpoints.kept(path, self.identity))
         self.losses, self.evaluations = header["losses"], header["evaluations"]
 
 

@@ -8,6 +8,7 @@ be an oversight.
 import hashlib
 import json
 import reprlib
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from bfmpipe import files
 from bfmpipe.data.tensors import load_tensors
+
+_KEPT = ".kept"
 
 
 def resume(
@@ -59,17 +62,24 @@ def set_aside(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.stem}.of-*{path.suffix}"))
 
 
+def kept(path: Path, identity: Mapping[str, Any]) -> Path:
+    """A directory for what the checkpoints of a run share, which `remove` removes too."""
+    return _aside(path, json.loads(json.dumps(identity)), _KEPT)
+
+
 def remove(path: Path) -> None:
     """Leave no checkpoint behind, be it another run's."""
     for file in (path, *set_aside(path)):
         files.remove(file)
+    for directory in path.parent.glob(f"{path.stem}.of-*{_KEPT}"):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
-def _aside(path: Path, identity: Any) -> Path:
+def _aside(path: Path, identity: Any, suffix: str = "") -> Path:
     """Where a checkpoint of a run waits for it: one place each."""
     text = json.dumps(identity, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return path.with_suffix(f".of-{digest}{path.suffix}")
+    return path.with_suffix(f".of-{digest}{suffix or path.suffix}")
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:

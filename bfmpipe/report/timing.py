@@ -105,8 +105,10 @@ def of_experiment(jobs: list[Job], experiment: Mapping[str, Any]) -> list[Job]:
             return {"all", *domains, *of_agent, *of_seed}
         together = experiment.get(rule, {}).get("seeds_together", False)
         models = of_agent if together else of_seed
-        if rule == "pretrain":
-            return set(models)
+        if rule == "pretrain":  # an agent that practises has a job a seed whatever is set
+            there = {job.name for job in jobs if job.rule == rule}
+            alone = [agent for agent in of_agent if agent not in there]
+            return {*models, *(f"{agent}-seed{seed}" for agent, seed in product(alone, seeds))}
         return {f"{model}-{method}" for model, method in product(models, methods)}
 
     known = {rule: names(rule) for rule in {job.rule for job in jobs}}

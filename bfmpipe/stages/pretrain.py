@@ -9,6 +9,7 @@ whoever chooses by it chooses by no result.
 
 import copy
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,12 +24,12 @@ from torch import Tensor
 from bfmpipe import plugins
 from bfmpipe.adaptation.base import Problem, act_by_latent
 from bfmpipe.adaptation.protocol import Evaluation
-from bfmpipe.agents import Model, save_model
+from bfmpipe.agents import Agent, Model, practising, save_model
 from bfmpipe.agents.event_files import EventFiles
 from bfmpipe.agents.event_files import check as check_tensorboard
 from bfmpipe.agents.learner import Learner
 from bfmpipe.agents.losses import covariance
-from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig
+from bfmpipe.agents.trainer import Data, Source, Trainer, TrainerConfig
 from bfmpipe.config import Config, parse
 from bfmpipe.data import checkpoints, transitions
 from bfmpipe.data.tables import Provenance, open_table, write_table
@@ -40,6 +41,7 @@ from bfmpipe.inference import reward
 from bfmpipe.inference.reward import Inference, Latent
 from bfmpipe.inference.spectrum import effective_rank
 from bfmpipe.metrics.correlation import rank_correlation
+from bfmpipe.practice import Practice
 from bfmpipe.progress import progress
 from bfmpipe.stages.sections import Families, Plugin, provenance
 from bfmpipe.types import Array, UserError
@@ -87,16 +89,24 @@ def pretrain(
     losses: list[Path],
     evaluations: list[Path],
     spectrum: list[Path],
+    experience: Sequence[Path] = (),
 ) -> None:
     """Train a model a seed; what was interrupted goes on where its last checkpoint stands.
 
     Writes, one a seed: `model`, a directory with config.json and model.safetensors, and the
-    tables `losses`, `evaluations` and `spectrum`.
+    tables `losses`, `evaluations` and `spectrum`; and of an agent that practises, whose `dataset`
+    is of motions, what it did of late, the data set `experience`.
     """
+    module = plugins.load("agents", cfg.agent.name)
+    practises = issubclass(module.Agent, practising.Agent)
     files = {"model": model, "losses": losses, "evaluations": evaluations, "spectrum": spectrum}
-    for name, paths in files.items():
-        if len(paths) != len(cfg.seeds):
-            raise UserError(f"{len(paths)} paths of {name} for {len(cfg.seeds)} seeds; one each")
+    wanted = dict.fromkeys(files, len(cfg.seeds)) | {"experience": practises * len(cfg.seeds)}
+    for name, paths in {**files, "experience": experience}.items():
+        if len(paths) != wanted[name]:
+            raise UserError(
+                f"{len(paths)} paths of {name} for {len(cfg.seeds)} seeds of {cfg.agent.name}; "
+                f"valid: {wanted[name]}"
+            )
     if cfg.tensorboard:
         check_tensorboard()
     device = cfg.trainer.device
@@ -109,7 +119,6 @@ def pretrain(
     domain = make_domain(cfg.domain.name, cfg.domain.settings)
     transitions.check_domain(data, domain)
     tasks = cfg.tasks.tasks(domain)
-    module = plugins.load("agents", cfg.agent.name)
     config = parse(module.Config, cfg.agent.settings, f"agent {cfg.agent.name}")
     index = data.index_of(config.stride)
     if not len(index):
@@ -118,16 +127,13 @@ def pretrain(
             f"agent's stride): the longest has {data.step.max(initial=0)}; set a smaller stride or "
             "collect longer episodes"
         )
-    obs = torch.from_numpy(np.asarray(data.obs))  # all of them, in memory, only here
-    mean, std = obs.mean(0), obs.std(0).clamp_min(1e-6)
-    del obs
     agents, generators = [], []
     for seed in cfg.seeds:
         torch.manual_seed(seed)  # of the initial weights
         generators.append(torch.Generator(device).manual_seed(seed))
         agents.append(module.Agent(config, domain.obs_dim, domain.action_dim))
-        agents[-1].model.obs_mean.copy_(mean)
-        agents[-1].model.obs_std.copy_(std)
+    explorer = _explorer(dataset)
+    source = _source(cfg, domain, agents, data, index, explorer)
 
     # event files change no byte of what has a provenance
     silent = cfg.model_copy(update={"tensorboard": False})
@@ -140,30 +146,29 @@ def pretrain(
         "dataset": file_digest(dataset),
         "threads": threads(),  # sums in another order are other bytes
     }
-    inside = device == "cuda"
     trainer = Trainer(
         learner=Learner(agents, generators, cfg.trainer),
-        data=Data(
-            torch.from_numpy(np.asarray(data.obs)) if inside else data.obs,
-            torch.from_numpy(np.asarray(data.action)) if inside else data.action,
-            torch.from_numpy(index),
-            config.stride,
-            torch.from_numpy(data.last_of(config.stride)),
-        ),
+        data=source,
         config=cfg.trainer,
         identity=identity,
     )
-    watched = [
-        (seed, Watch.of(cfg, seed, domain, tasks, data, index + config.stride))
-        for seed in cfg.seeds
-    ]
-    for (_, watch), agent in zip(watched, agents, strict=True):
-        if tasks:
-            watch.infer(still(agent.model))  # better now than at the end, where a task cannot be
-    trainer.evaluate = lambda update: [
-        {"seed": seed, "update": update, **watch(agent.model)}
-        for (seed, watch), agent in zip(watched, agents, strict=True)
-    ]
+    if isinstance(source, Practice):
+        (seed,), (agent,) = cfg.seeds, agents
+
+        def practised(update: int) -> list[dict[str, Any]]:
+            watch = Watch.of(cfg, seed, domain, tasks, source.experience(), 1)
+            return [{"seed": seed, "update": update, **watch(agent.model)}]
+
+        trainer.evaluate = practised
+    else:
+        watched = [Watch.of(cfg, seed, domain, tasks, data, config.stride) for seed in cfg.seeds]
+        for watch, agent in zip(watched, agents, strict=True):
+            if tasks:
+                watch.infer(still(agent.model))  # better now than at the end, if a task cannot be
+        trainer.evaluate = lambda update: [
+            {"seed": seed, "update": update, **watch(agent.model)}
+            for seed, watch, agent in zip(cfg.seeds, watched, agents, strict=True)
+        ]
     checkpoint = model[0].parent / f".{model[0].name}.checkpoint.safetensors"
     _run(cfg, trainer, checkpoint, model)
 
@@ -175,10 +180,14 @@ def pretrain(
         "trainer": cfg.trainer.model_dump(mode="json"),
         "transitions": len(data.index),
         "dataset_sha256": identity["dataset"],
-        "explorer": _explorer(dataset),
+        "explorer": explorer,
         "code": origin.code,
         "versions": dict(origin.versions),
     }
+    if isinstance(source, Practice):
+        common["practised"] = source.practised
+        as_data = replace(origin, kind=transitions.KIND)
+        transitions.write(experience[0], source.experience(), as_data)
     for i, (seed, agent) in enumerate(zip(cfg.seeds, agents, strict=True)):
         settings, card = {**origin.settings, "seeds": [seed]}, {**common, "seed": seed}
         if len(cfg.seeds) > 1:
@@ -206,6 +215,46 @@ def pretrain(
         scored = f", zero-shot return {np.mean(means):.1f}" if means else ""
         print(f"{model[i]}: {cfg.agent.name} after {cfg.trainer.updates:,} updates{scored}")
     checkpoints.remove(checkpoint)
+
+
+def _source(
+    cfg: Pretrain,
+    domain: Domain,
+    agents: Sequence[Agent],
+    data: transitions.Transitions,
+    index: Array,
+    explorer: str | None,
+) -> Source:
+    """What the agents learn from: the data set, or their own practice with the data set's motions.
+
+    Observations of a data set are normalised by all of them; who practises sees others.
+    """
+    first = agents[0]
+    if isinstance(first, practising.Agent):
+        if len(agents) > 1:
+            raise UserError(
+                f"{cfg.agent.name} practises while it trains, one seed a job; set "
+                "pretrain.seeds_together to false"
+            )
+        return Practice(domain, first, data, cfg.seeds[0], threads())
+    if explorer and not getattr(plugins.load("data", explorer).Explorer, "has_actions", True):
+        raise UserError(
+            f"{cfg.agent.name} learns from actions, and a data set of {explorer} has none; collect "
+            "one by another explorer"
+        )
+    obs = torch.from_numpy(np.asarray(data.obs))  # all of them, in memory
+    mean, std = obs.mean(0), obs.std(0).clamp_min(1e-6)
+    for agent in agents:
+        agent.model.obs_mean.copy_(mean)
+        agent.model.obs_std.copy_(std)
+    stride, inside = first.config.stride, cfg.trainer.device == "cuda"
+    return Data(
+        obs if inside else data.obs,
+        torch.from_numpy(np.asarray(data.action)) if inside else data.action,
+        torch.from_numpy(index),
+        stride,
+        torch.from_numpy(data.last_of(stride)),
+    )
 
 
 def _run(cfg: Pretrain, trainer: Trainer, checkpoint: Path, models: list[Path]) -> None:
@@ -268,9 +317,10 @@ class Watch:
         domain: Domain,
         tasks: list[Task],
         data: transitions.Transitions,
-        reached: Array,
+        stride: int,
     ) -> "Watch":
-        """Draw the samples; `reached` are the rows of the data that training leads to."""
+        """Draw the samples, of the rows that a transition of `stride` steps leads to."""
+        reached = data.index_of(stride) + stride
 
         def sample(n: int, rng: np.random.Generator) -> Array:
             return np.sort(rng.choice(reached, min(n, len(reached)), replace=False))

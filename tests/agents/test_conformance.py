@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from bfmpipe import plugins
-from bfmpipe.agents import load_model, save_model
+from bfmpipe.agents import load_model, practising, save_model
 from bfmpipe.agents.learner import Learner, LearnerConfig
+from bfmpipe.agents.practising import PractisedBatch
 from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig
 from bfmpipe.config import parse
 from bfmpipe.networks import project_z
@@ -31,6 +32,19 @@ SETTINGS = {
     "laplacian": {"feature_hidden_dim": 12},
     "psm": {"feature_hidden_dim": 12},
     "random_features": {"feature_hidden_dim": 12},
+    "fb_cpr": {
+        **dict.fromkeys(("architecture", "hidden_dim", "actor_every", "stride")),  # it has none
+        "forward_map": {"model": "concatenated", "hidden_dim": 16},
+        "actor": {"model": "concatenated", "hidden_dim": 16},
+        "critic": {"model": "concatenated", "hidden_dim": 16},
+        "backward_map": {"hidden_dim": 12},
+        "discriminator": {"hidden_dim": 12},
+        "backward_learning_rate": 1e-3,
+        "critic_learning_rate": 1e-3,
+        "discriminator_learning_rate": 1e-3,
+        "motion_length": 2,
+        "ortho_coef": 1.0,
+    },
 }
 #: Weights that are to stay as they were drawn.
 FROZEN = {"random_features": ("model.feature_map",)}
@@ -56,11 +70,27 @@ def double():
 def make(name, seed=0, **settings):
     module = plugins.load("agents", name)
     torch.manual_seed(seed)
-    config = parse(module.Config, {**COMMON, **SETTINGS[name], **settings}, name)
-    return module.Agent(config, OBS, ACTION)
+    given = {**COMMON, **SETTINGS[name], **settings}
+    given = {key: value for key, value in given.items() if value is not None}
+    return module.Agent(parse(module.Config, given, name), OBS, ACTION)
 
 
-def walk(episodes=6, steps=40):
+class Practised(Data):
+    """For agents that practise: latents at random, and pieces of the same walks as motions."""
+
+    def sample(self, n, generator, future_discount=None):
+        batch = super().sample(n, generator, future_discount)
+        z = project_z(torch.randn(n, D, generator=generator, dtype=batch.obs.dtype))
+        start = self.index[torch.randint(len(self.index), (n // 2,), generator=generator)]
+        frames = (start[:, None] + torch.arange(2)).flatten()
+        return PractisedBatch(*batch, z, self.obs[frames], self.obs[frames + 1])
+
+
+def practises(name):
+    return issubclass(plugins.load("agents", name).Agent, practising.Agent)
+
+
+def walk(name, episodes=6, steps=40):
     """Episodes of a random walk that its actions push."""
     generator = torch.Generator().manual_seed(0)
     action = torch.rand(episodes, steps, ACTION, generator=generator) * 2 - 1
@@ -68,11 +98,11 @@ def walk(episodes=6, steps=40):
     obs = (0.1 * noise + 0.2 * action.repeat(1, 1, OBS // ACTION)).cumsum(1)
     first = torch.arange(steps - COMMON["stride"])
     start = steps * torch.arange(episodes)[:, None]
-    return Data(
+    return (Practised if practises(name) else Data)(
         obs.flatten(0, 1).to(torch.get_default_dtype()),
         action.flatten(0, 1).to(torch.get_default_dtype()),
         (start + first).flatten(),
-        COMMON["stride"],
+        1 if practises(name) else COMMON["stride"],
         (start + steps - 1).expand(-1, len(first)).flatten(),
     )
 
@@ -90,7 +120,7 @@ def update(learner, data):
 
 
 def trainer(name, data=None, seed=0):
-    data = walk() if data is None else data
+    data = walk(name) if data is None else data
     return Trainer(learner(name, (seed,)), data, TRAINING, identity={"seed": seed})
 
 
@@ -148,7 +178,7 @@ def test_a_resumed_training_ends_in_the_same_bytes(name, tmp_path):
 
 
 def test_later_states_of_the_episode_reach_an_agent_that_asks_for_them(name, tmp_path):
-    data, steps = walk(), 40
+    data, steps = walk(name), 40
     row = {tuple(obs): i for i, obs in enumerate(data.obs.tolist())}
     trained, seen = trainer(name, data), []
     update = trained.learner.update
@@ -188,7 +218,7 @@ def test_a_loaded_model_gives_the_same_bits(name, tmp_path):
 
 
 def test_several_seeds_at_once_are_each_alone(name, double):
-    seeds, data = (3, 4, 5), walk()
+    seeds, data = (3, 4, 5), walk(name)
     together = learner(name, seeds)
     alone = [learner(name, (seed,)) for seed in seeds]
     for _ in range(4):
@@ -206,13 +236,13 @@ def test_several_seeds_at_once_are_each_alone(name, double):
 def test_a_batch_of_two_is_enough(name):
     small = learner(name, batch=2)
     for _ in range(3):
-        metrics = update(small, walk())
+        metrics = update(small, walk(name))
     assert all(value.isfinite().all() for value in metrics.values())
     assert all(tensor.isfinite().all() for tensor in small.tensors.values())
 
 
 def test_bfloat16_gives_the_losses_of_float32_but_for_its_rounding(name):
-    data = walk()
+    data = walk(name)
     rough, fine = (learner(name, precision=p) for p in ("bfloat16", "float32"))
     first, expected = update(rough, data), update(fine, data)
     assert first.keys() == expected.keys()
@@ -228,7 +258,7 @@ def test_bfloat16_gives_the_losses_of_float32_but_for_its_rounding(name):
 def test_a_loss_changes_nothing_and_repeats(name):
     """So that it can be compiled, and run for several seeds at once."""
     agent = make(name)
-    batch = walk().sample(BATCH, torch.Generator().manual_seed(1), agent.future_discount)
+    batch = walk(name).sample(BATCH, torch.Generator().manual_seed(1), agent.future_discount)
     names = [phase.name for phase in agent.phases]
     draws = agent.draw(batch, torch.Generator().manual_seed(2), names)
     before = {key: value.clone() for key, value in agent.state_dict().items()}
@@ -278,7 +308,10 @@ def test_phases_and_targets_cover_every_weight_that_is_to_move(name):
     assert len(set(names)) == len(names)
 
     before = {n: weight.clone() for n, weight in weights.items()}
-    training, data = Learner([agent], [torch.Generator().manual_seed(0)], LearnerConfig()), walk()
+    training, data = (
+        Learner([agent], [torch.Generator().manual_seed(0)], LearnerConfig()),
+        walk(name),
+    )
     for _ in range(3):
         update(training, data)
     moved = {n for n, weight in weights.items() if not torch.equal(weight, before[n])}
@@ -288,7 +321,7 @@ def test_phases_and_targets_cover_every_weight_that_is_to_move(name):
 
 
 def test_a_phase_is_trained_when_it_is_due(name):
-    training, data = learner(name), walk()
+    training, data = learner(name), walk(name)
     rates = {phase.name: phase.every for phase in training.phases}
     for step in range(3):
         update(training, data)
@@ -299,7 +332,11 @@ def test_a_phase_is_trained_when_it_is_due(name):
 
 @pytest.mark.parametrize("architecture", ["concatenated", "two_embeddings"])
 def test_shapes_and_values_of_a_model(name, architecture):
-    model = make(name, architecture=architecture).model.requires_grad_(False)
+    settings = {"architecture": architecture}
+    if practises(name):
+        family = "simple" if architecture == "two_embeddings" else architecture
+        settings = {"forward_map": {"model": family, "hidden_dim": 16}}
+    model = make(name, **settings).model.requires_grad_(False)
     obs, action, z, w = (torch.randn(5, n) for n in (OBS, ACTION, D, D))
     psi = model.psi(obs, action, z)
     assert psi.shape == (2, 5, D)
@@ -330,7 +367,7 @@ def test_models_read_normalised_observations(name):
 
 
 def test_a_number_that_is_none_stops_training_and_is_named(name, tmp_path):
-    data = walk()
+    data = walk(name)
     data.obs[::7] = float("nan")
     with pytest.raises(UserError) as caught:
         trainer(name, data).run(tmp_path / "checkpoint")
@@ -412,10 +449,33 @@ PUBLISHED = {
         "quadruped": _GIVEN,
         "point_mass_maze": {**_GIVEN, **_MAZE},
     },
+    "fb_cpr": {
+        "humanoid": {
+            "z_dim": 256,
+            "discount": 0.98,
+            "batch": 1024,
+            "motion_length": 8,
+            "learning_rate": 1e-4,
+            "backward_learning_rate": 1e-5,
+            "actor_learning_rate": 1e-4,
+            "critic_learning_rate": 1e-4,
+            "discriminator_learning_rate": 1e-5,
+            "critic_target_tau": 0.005,
+            "ortho_coef": 100.0,
+            "q_coef": 0.1,
+            "gradient_penalty": 10.0,
+            "regulariser_coef": 0.01,
+            "goal_fraction": 0.2,
+            "motion_fraction": 0.6,
+            "relabel_fraction": 0.8,
+        }
+    },
 }
 
 
-@pytest.mark.parametrize("domain", ["walker", "cheetah", "quadruped", "point_mass_maze"])
+@pytest.mark.parametrize(
+    ("name", "domain"), [(name, domain) for name in PUBLISHED for domain in PUBLISHED[name]]
+)
 def test_the_presets_of_domains_have_the_published_values(name, domain):
     config = parse(plugins.load("agents", name).Config, {"preset": domain}, name)
     expected = PUBLISHED[name][domain]
@@ -425,7 +485,8 @@ def test_the_presets_of_domains_have_the_published_values(name, domain):
 def test_every_preset_parses_and_the_small_ones_act(name):
     module = plugins.load("agents", name)
     presets = module.Config.presets
-    assert PUBLISHED[name].keys() | {"small", "small-point_mass_maze"} <= presets.keys()
+    small = {"small"} if practises(name) else {"small", "small-point_mass_maze"}
+    assert PUBLISHED[name].keys() | small <= presets.keys()
     for preset in presets:
         config = parse(module.Config, {"preset": preset}, name)
         plain = config.model_dump(mode="json")
@@ -436,12 +497,14 @@ def test_every_preset_parses_and_the_small_ones_act(name):
         assert sum(p.numel() for p in model.parameters()) < 1e6
         obs, z = torch.randn(3, OBS), model.sample_z(3, torch.Generator().manual_seed(0))
         assert model.actor(obs, z).shape == (3, ACTION)
-    one = parse(module.Config, {"preset": "small", "batch": 3}, name)
-    assert one.batch == 3  # what stands beside a preset wins
-    with pytest.raises(UserError, match="there is no preset 'none'; valid: walker"):
+    one = parse(module.Config, {"preset": "small", "batch": 8}, name)
+    assert one.batch == 8  # what stands beside a preset wins
+    first = next(iter(presets))
+    with pytest.raises(UserError, match=f"there is no preset 'none'; valid: {first}"):
         parse(module.Config, {"preset": "none"}, name)
 
 
+@pytest.mark.parametrize("name", sorted(SETTINGS.keys() - {"fb_cpr"}))
 def test_an_entry_that_an_observation_has_not_is_refused(name):
     entry = "backward_obs" if name == "fb" else "feature_obs"
     for setting in ("wave_obs", entry):
@@ -453,6 +516,7 @@ def test_an_entry_that_an_observation_has_not_is_refused(name):
 
 
 def test_too_little_data_for_a_batch_is_refused(name):
-    data = walk()
-    with pytest.raises(UserError, match="has 15 stretches of 2 steps, fewer than one batch of 16"):
+    data = walk(name)
+    what = "transitions" if practises(name) else "stretches of 2 steps"
+    with pytest.raises(UserError, match=f"has 15 {what}, fewer than one batch of 16"):
         trainer(name, replace(data, index=data.index[:15]))

@@ -74,6 +74,14 @@ def test_jobs_of_other_experiments_in_the_same_place_are_left_out(together):
     ]
 
 
+def test_an_agent_with_a_job_a_seed_is_counted_whatever_is_set():
+    jobs = [job("pretrain", f"maze-{name}") for name in ("fb", "fb-seed0", "fb_cpr-seed0", "psm")]
+    experiment = {"domains": {"maze": {}}, "agents": {"fb": {}, "fb_cpr": {}}, "seeds": [0]}
+    experiment |= {"methods": ["lola"], "pretrain": {"seeds_together": True}}
+    kept = [j.name for j in timing.of_experiment(jobs, experiment)]
+    assert kept == ["maze-fb", "maze-fb_cpr-seed0"]
+
+
 def test_no_directory_no_jobs(tmp_path):
     assert timing.read(tmp_path / "missing") == []
 

@@ -196,7 +196,7 @@ def test_data_of_another_domain_are_refused(tiny, tmp_path, domain, settings, sa
             "domain point_mass_maze: task family reach: no task 'reach_top'",
         ),
         ({"seeds": []}, "pretrain: seeds: has 0 entries, but needs 1 or more"),
-        ({"seeds": [0, 1]}, "1 paths of model for 2 seeds; one each"),
+        ({"seeds": [0, 1]}, "1 paths of model for 2 seeds of fb; valid: 2"),
         (
             {"tasks": {"families": {"reach": {"names": ["reach_top_left"], "target_size": 1e-9}}}},
             "task reach/reach_top_left: all 300 rewards in the inference data are zero",
@@ -348,8 +348,7 @@ def test_tasks_are_inferred_from_the_states_that_a_stride_leads_to(tiny, uneven)
     domain = make_domain(tiny.domain["name"], tiny.domain["settings"])
     cfg = parse(Pretrain, tiny.settings("pretrain", agent=strided("fb")), "pretrain")
     tasks = cfg.tasks.tasks(domain)
-    reached = data.index_of(STRIDE) + STRIDE
-    watch = Watch.of(cfg, 0, domain, tasks, data, reached)
+    watch = Watch.of(cfg, 0, domain, tasks, data, STRIDE)
     reached = [i for i in range(len(data.step)) if data.step[i] >= STRIDE]
     np.testing.assert_array_equal(watch.obs, data.obs[reached])
     np.testing.assert_array_equal(watch.states, data.obs[reached])
