@@ -44,7 +44,7 @@ MISTAKES = [
     ("adaptation", ["none.yaml"], "none.yaml: no such file"),
     *(
         (name, ["nowhere"], "nowhere/tables: no such directory; run the experiment first (`make`")
-        for name in ("bars", "agents", "suite")
+        for name in ("bars", "agents", "motions", "suite")
     ),
 ]
 
