@@ -69,6 +69,9 @@ def adapt(
     pretrained = [read_model(directory, cfg.domain, cfg.agent) for directory in model]
     domain = pretrained[0].domain
     tasks = cfg.tasks.tasks(domain)
+    inferred = [
+        read_latents(path, tasks, one) for path, one in zip(latents, pretrained, strict=True)
+    ]
     used = {"adaptation": cfg.method.name, "agents": cfg.agent, "envs": cfg.domain}
     checkpoint = Checkpoint(
         curves[0].with_name(f".{curves[0].stem}.checkpoint.safetensors"),
@@ -77,7 +80,7 @@ def adapt(
     evaluations = api.adapt_together(
         pretrained,
         tasks,
-        [read_latents(path, tasks, one) for path, one in zip(latents, pretrained, strict=True)],
+        inferred,
         api.read_transitions(dataset, ("physics",)),
         method=cfg.method.name,
         episodes=cfg.episodes,
