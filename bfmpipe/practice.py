@@ -85,9 +85,6 @@ class Practice(Source):
         self.generator = torch.Generator(device).manual_seed(self._seed)
         return self
 
-    def check(self, batch: int) -> None:
-        """A batch is always filled: `PractisingConfig` sees to that."""
-
     def advance(self, done: int) -> None:
         """Act where it is the environments' turn."""
         c = self.config

@@ -20,7 +20,7 @@ _LOADING = """\
 import bfmpipe
 
 pretrained = bfmpipe.load("path/to/this/directory")  # needs no knowledge of the agent's class
-data = bfmpipe.read_transitions("path/to/data.parquet")
+data = bfmpipe.read_transitions("path/to/{data}.parquet")
 tasks = pretrained.domain.tasks({tasks})
 latent = bfmpipe.infer(pretrained, tasks, data)
 ```
@@ -58,7 +58,7 @@ def readme(card: Mapping[str, Any], model: Model) -> str:
         f"for {card['trainer']['updates']:,} updates with seed {card['seed']}{together}, and has "
         f"{parameters:,} parameters.\n",
         "## Loading\n",
-        _LOADING.format(tasks=example),
+        _LOADING.format(tasks=example, data="experience" if "practised" in card else "data"),
         "## Zero-shot scores\n",
         "Returns of whole episodes of the policy that is inferred from a task's rewards on the "
         "data, from start states that no adaptation uses.\n",

@@ -95,7 +95,7 @@ def pretrain(
 
     Writes, one a seed: `model`, a directory with config.json and model.safetensors, and the
     tables `losses`, `evaluations` and `spectrum`; and of an agent that practises, whose `dataset`
-    is of motions, what it did of late, the data set `experience`.
+    is of motions, a share of what it practised, the data set `experience`.
     """
     module = plugins.load("agents", cfg.agent.name)
     practises = issubclass(module.Agent, practising.Agent)
@@ -237,7 +237,11 @@ def _source(
                 "pretrain.seeds_together to false"
             )
         return Practice(domain, first, data, cfg.seeds[0], threads())
-    if explorer and not getattr(plugins.load("data", explorer).Explorer, "has_actions", True):
+    # an explorer of one's own may be gone, and its data as good as ever
+    known = (
+        plugins.load("data", explorer) if explorer and explorer in plugins.names("data") else None
+    )
+    if known and not getattr(known.Explorer, "has_actions", True):
         raise UserError(
             f"{cfg.agent.name} learns from actions, and a data set of {explorer} has none; collect "
             "one by another explorer"

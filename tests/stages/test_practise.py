@@ -5,6 +5,7 @@ import pytest
 
 from bfmpipe import api
 from bfmpipe.agents import load_model
+from bfmpipe.agents.card import readme
 from bfmpipe.agents.learner import Learner
 from bfmpipe.config import parse
 from bfmpipe.data import transitions
@@ -53,14 +54,16 @@ def practised(tiny, tmp_path_factory):
     return directory
 
 
-def test_what_it_did_of_late_is_a_data_set(tiny, practised):
+def test_a_share_of_what_it_practised_is_a_data_set(tiny, practised):
     data = transitions.read(practised / "experience.parquet")
     assert (data.domain, data.domain_settings) == (tiny.domain["name"], tiny.domain["settings"])
     # 30 random steps and nine turns of five are three rounds of twenty, and a part of the fourth
     assert sorted(set(data.episode)) == [4, 5, 6, 7, 12, 13, 14, 15]
     assert set(np.bincount(data.episode)) == {0, tiny.episode_steps + 1, 15 + 1}
-    _, card = load_model(practised / "model")
+    model, card = load_model(practised / "model")
     assert card["practised"] == 4 * (30 + 9 * 5)
+    said = readme({**card, "tasks": {}, "zero_shot": []}, model)
+    assert 'read_transitions("path/to/experience.parquet")' in said
     columns, _ = read_table(practised / "losses.parquet", "losses")
     assert {"fb_loss", "critic_loss", "discriminator_loss", "q"} <= columns.keys()
 

@@ -101,6 +101,16 @@ def test_a_data_set_of_compressed_pages_trains_the_same_weights(tiny, tmp_path):
         assert (tmp_path / name).read_bytes() == (tiny.model.parent / name).read_bytes()
 
 
+def test_data_of_an_explorer_that_is_gone_are_as_good_as_ever(tiny, tmp_path):
+    origin = json.loads(pq.read_metadata(tiny.dataset).metadata[b"bfmpipe"])
+    origin["settings"]["explorer"]["name"] = "my-own"
+    metadata = {b"bfmpipe": json.dumps(origin).encode()}
+    table = pq.read_table(tiny.dataset).replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "data.parquet", write_page_checksum=True)
+    train(tiny, tmp_path, dataset=tmp_path / "data.parquet")
+    assert load_model(tmp_path / "model")[1]["explorer"] == "my-own"
+
+
 def test_nothing_but_model_and_tables_is_left(tiny, tmp_path):
     train(tiny, tmp_path)
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")} == {"model", *FILES}
