@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= all
+TESTERS ?= 2
 INSTALLED := $(VENV)/.installed
 SOURCES := bfmpipe tests benchmarks
 
@@ -25,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt $(shell find csrc -type f)
 	touch $@
 
 test: install check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadscope
 
 # all of the kernels' tests; `make test` has the faster ones of these
 sanitize: install
