@@ -312,6 +312,7 @@ rule adapt:
     resources:
         mem_mb=growing(8000),
         runtime=growing(720),  # a retry goes on, and has longer for what is left
+        gpu=int(exp.adapt.device == "cuda"),
     params:
         cfg=cfg("adapt"),
         code=code("adapt"),

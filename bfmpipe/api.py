@@ -12,6 +12,7 @@ starts = pretrained.domain.start_states(4, numpy.random.default_rng(0))
 print(bfmpipe.play(pretrained, goal.z[0], starts).physics[-1])
 """
 
+import copy
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from bfmpipe.adaptation.checkpoint import Checkpoint
 from bfmpipe.adaptation.protocol import Evaluated, Evaluation, start_states
 from bfmpipe.adaptation.protocol import adapt as run_protocol
 from bfmpipe.agents import Model, load_model
+from bfmpipe.agents.learner import check_device
 from bfmpipe.agents.stack import Stack
 from bfmpipe.config import parse
 from bfmpipe.data.transitions import Transitions, check_domain
@@ -310,6 +312,12 @@ def _check_tasks(tasks: Sequence[Task], domain: Domain) -> None:
         raise UserError(f"tasks is empty; {how}")
 
 
+def _on(device: str, model: Model) -> Model:
+    """The model there: itself, or a copy."""
+    there = model.obs_mean.device.type == device
+    return model if there else copy.deepcopy(model).to(device)
+
+
 def _named(value: object) -> str:
     return f"the task {value}" if isinstance(value, Task) else reprlib.repr(value)
 
@@ -335,6 +343,7 @@ def adapt(
     evaluation: Evaluation | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
+    device: str = "cpu",
 ) -> Iterator[Evaluated]:
     """Adapt to T tasks at once; an evaluation before, every `every` episodes, and after.
 
@@ -349,10 +358,12 @@ def adapt(
         evaluation: how to evaluate; the defaults if None.
         settings: of the method; what is left out keeps its default.
         seed: of the method's randomness; the evaluation has its own.
+        device: of networks and what they learn from, "cpu" or "cuda"; the simulator is on the CPU.
+            The random numbers are the same, what is made of them but for rounding.
 
     Raises:
-        UserError: for unknown names or settings, tasks or a latent that do not fit, or a budget
-            that does not allow one update.
+        UserError: for unknown names or settings, tasks or a latent that do not fit, a budget that
+            does not allow one update, or a device that is not there.
     """
     points = adapt_together(
         [pretrained],
@@ -365,6 +376,7 @@ def adapt(
         evaluation=evaluation,
         settings=settings,
         seeds=[seed],
+        device=device,
     )
     return (point for (point,) in points)
 
@@ -381,6 +393,7 @@ def adapt_together(
     evaluation: Evaluation | None = None,
     settings: Mapping[str, Any] | None = None,
     seeds: Sequence[int],
+    device: str = "cpu",
     checkpoint: Checkpoint | None = None,
 ) -> Iterator[tuple[Evaluated, ...]]:
     """`adapt` for S models at once, as one batch of S x T tasks; an evaluation of each at a time.
@@ -398,6 +411,7 @@ def adapt_together(
         evaluation: see `adapt`; the same episodes for all.
         settings: see `adapt`.
         seeds: of the method's randomness, one a model.
+        device: see `adapt`.
         checkpoint: where to go on, and what to write on the way; nothing if None.
 
     Raises:
@@ -419,13 +433,14 @@ def adapt_together(
     check_domain(data, domain)
     module = plugins.load("adaptation", method)
     config = parse(module.Config, settings or {}, f"method {method}")
-    models = [one.model for one in pretrained]
+    check_device(device, "device")
+    models = [_on(device, one.model) for one in pretrained]
     problem = Problem(
         domain=domain,
         model=models[0] if len(models) == 1 else Stack(models),
         tasks=[*tasks] * len(models),
-        w=torch.cat([latent.w for latent in latents]),
-        z=torch.cat([latent.z for latent in latents]),
+        w=torch.cat([latent.w for latent in latents]).to(device),
+        z=torch.cat([latent.z for latent in latents]).to(device),
         budget=episodes * domain.config.episode_steps,
         visited=data.physics[data.index],
         threads=threads(),

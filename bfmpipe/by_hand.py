@@ -22,6 +22,7 @@ from bfmpipe import api, code, plugins
 from bfmpipe.adaptation.base import Problem, act_by_latent
 from bfmpipe.adaptation.protocol import Evaluated, Evaluation, rollout_returns, start_states
 from bfmpipe.agents import WEIGHTS, metamotivo
+from bfmpipe.agents.learner import check_device
 from bfmpipe.config import Config, parse
 from bfmpipe.data.tables import Provenance, open_table
 from bfmpipe.data.tensors import load_tensors, save_tensors
@@ -61,6 +62,8 @@ class Adapt(Config):
     """Episodes between evaluations."""
     evaluate: int = Field(32, ge=2)
     """Episodes an evaluation."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Of the networks and what they learn from."""
     seed: int = Field(0, ge=0)
     """Of the inference and the method."""
 
@@ -132,6 +135,7 @@ def adapt(cfg: Adapt, *, model: Path, data: Path | None = None, latent: Path | N
     method = plugins.load("adaptation", cfg.method)
     settings = parse(method.Config, cfg.method_settings, f"method {cfg.method}")
     latent = latent or Path(f"{cfg.task}-{cfg.method}.safetensors")
+    check_device(cfg.device, "--device")
     _check_writable(latent)
     _check_replaceable(latent)
     transitions = api.read_transitions(_dataset(model, data))
@@ -152,6 +156,7 @@ def adapt(cfg: Adapt, *, model: Path, data: Path | None = None, latent: Path | N
             evaluation=evaluation,
             settings=cfg.method_settings,
             seed=cfg.seed,
+            device=cfg.device,
         ),
     )
     seconds = time.perf_counter() - began

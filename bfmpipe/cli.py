@@ -262,6 +262,7 @@ def _adapt_by_hand(argv: list[str]) -> int:
         ("evaluate", "episodes an evaluation, which cost the budget nothing (32)"),
     ):
         parser.add_argument(f"--{name}", type=_value, metavar="N", help=said)
+    parser.add_argument("--device", metavar="NAME", help="of the networks: cpu, or cuda (cpu)")
     parser.add_argument(
         "--latent-out",
         type=Path,

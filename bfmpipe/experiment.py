@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, JsonValue, field_validator
@@ -84,6 +84,9 @@ class AdaptSection(Config):
     seeds_together: bool = False
     """Adapt the models of all seeds in one job, as one batch: the results of each are those it
     would have alone but for rounding. Not with agents that practise."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Of the networks and what they learn from; the simulator is on the CPU. The random numbers are
+    the same on both. A GPU pays at the papers' widths, above all for critics."""
 
 
 class Experiment(Config):

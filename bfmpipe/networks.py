@@ -300,8 +300,13 @@ class Actor(nn.Module):
 
 
 def clipped_noise(like: Tensor, std: float, clip: float, generator: torch.Generator) -> Tensor:
-    """Gaussian noise of `std`, clipped at +-`clip`, of the shape of these actions."""
-    noise = torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+    """Gaussian noise of `std`, clipped at +-`clip`, of the shape of these actions.
+
+    It is on the generator's device.
+    """
+    noise = torch.randn(
+        like.shape, generator=generator, device=generator.device, dtype=like.dtype
+    )
     return (noise * std).clamp(-clip, clip)
 
 

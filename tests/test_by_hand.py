@@ -366,6 +366,8 @@ ADAPT_MISTAKES = [
     (["--episodes", "0"], "the arguments: episodes: 0 should be greater than or equal to 1"),
     (["--episodes", "ten"], "the arguments: episodes: 'ten' is text, not a whole number"),
     (["--every", "2.5"], "the arguments: every: 2.5 is not a whole number"),
+    (["--device", "gpu"], "the arguments: device: 'gpu' is not"),
+    (["--device", "cuda"], "--device is cuda, but torch finds no usable GPU on this machine"),
     (["--evaluate", "1"], "the arguments: evaluate: 1 should be greater than or equal to 2"),
     (["--seed", "-1"], "the arguments: seed: -1 should be greater than or equal to 0"),
     (["--set", "horizon=50"], "lola: a budget of 80 environment steps is too small for one update"),
@@ -383,7 +385,10 @@ ADAPT_MISTAKES = [
 @pytest.mark.parametrize(
     ("changed", "said"), ADAPT_MISTAKES, ids=[" ".join(argv) for argv, _ in ADAPT_MISTAKES]
 )
-def test_a_mistake_is_one_line_and_writes_nothing(tiny, here, capsys, changed, said):
+def test_a_mistake_is_one_line_and_writes_nothing(
+    tiny, here, capsys, monkeypatch, changed, said
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     changed, (said,) = (
         [word.format(here=here, model=tiny.model, data=tiny.dataset) for word in words]
         for words in (changed, [said])

@@ -119,6 +119,7 @@ EVERYTHING_WITH_TASKS = {"infer", "probe", "adapt", "diagnose", "describe", "plo
         (setting("infer", "samples", value=900), {"pretrain", "infer"}),
         (setting("probe", "latents", value=9), {"probe"}),
         (setting("adapt", "every", value=4), {"adapt"}),
+        (setting("adapt", "device", value="cuda"), {"adapt"}),
         (setting("evaluate", "episodes", value=5), {"pretrain", "probe", "adapt"}),
         (setting("tabulate", "replicates", value=300), {"tabulate"}),
         (setting("tabulate", "confidence", value=0.9), {"tabulate", "judge"}),
@@ -573,7 +574,7 @@ def test_event_files_that_cannot_be_written_are_refused(smoke, monkeypatch):
 
 def test_a_gpu_is_not_asked_for_where_only_jobs_need_it(smoke, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a cluster's login node
-    smoke["pretrain"]["device"] = "cuda"
+    smoke["pretrain"]["device"] = smoke["adapt"]["device"] = "cuda"
     experiment.check(smoke, "my.yaml")
 
 

@@ -81,7 +81,7 @@ class _Policy(nn.Module):
 
 def stacked_actor(problem: Problem) -> Stacked:
     """The frozen model's actor, copied for every task: (obs (T, n, obs_dim), z (T, d))."""
-    obs = torch.zeros(1, problem.domain.obs_dim)
+    obs = torch.zeros(1, problem.domain.obs_dim, device=problem.device)
     return Stacked(problem.each_task(_Policy), obs, problem.z[0])
 
 

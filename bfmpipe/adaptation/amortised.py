@@ -113,14 +113,15 @@ class Method(BaseMethod):
         """Environment steps of the pools, of all models."""
         with torch.random.fork_rng(devices=[]):
             self.adapters = [
-                Adapter(config.hidden_dim).requires_grad_(False) for _ in problem.models
+                Adapter(config.hidden_dim).to(problem.device).requires_grad_(False)
+                for _ in problem.models
             ]
         """One a model."""
         self.trained = False
         tasks = len(problem.tasks)
-        self.phi = torch.empty(tasks, 0, problem.z.shape[-1])
+        self.phi = torch.empty(tasks, 0, problem.z.shape[-1], device=problem.device)
         """Features of all states so far, (T, states, d)."""
-        self.reward = torch.empty(tasks, 0)
+        self.reward = torch.empty(tasks, 0, device=problem.device)
 
     @classmethod
     def check(cls, config: Config, domain: Domain, budget: int) -> None:
@@ -166,6 +167,7 @@ class Method(BaseMethod):
     ) -> Tensor:
         """Latents of one model's tasks, from some of the states they passed."""
         rows = torch.randperm(phi.shape[1], generator=generator)[: self.config.context]
+        rows = rows.to(phi.device)
         proposal: Tensor = adapter(phi[:, rows], reward[:, rows], w, z)
         return proposal
 
@@ -174,14 +176,14 @@ class Method(BaseMethod):
         problem, n = self.problem, self.config.episodes
         tasks = len(problem.tasks)
         env = problem.env(n)
-        obs = env.reset(self.draws.start_states(problem.domain, tasks * n))
+        obs = problem.tensor(env.reset(self.draws.start_states(problem.domain, tasks * n)))
         phi, reward = [self.phi], [self.reward]
         for _ in range(problem.domain.config.episode_steps):
-            grouped = torch.from_numpy(obs).view(tasks, n, -1)
-            action = act_by_latent(problem.model, grouped, self.z).flatten(0, 1).numpy()
-            obs = env.step(action)
-            phi.append(problem.model.phi(torch.from_numpy(obs)).view(tasks, n, -1))
-            reward.append(torch.from_numpy(problem.reward(env, action)).float())
+            action = act_by_latent(problem.model, obs.view(tasks, n, -1), self.z)
+            flat = action.flatten(0, 1).numpy(force=True)
+            obs = problem.tensor(env.step(flat))
+            phi.append(problem.model.phi(obs).view(tasks, n, -1))
+            reward.append(problem.tensor(problem.reward(env, flat)).float())
         self.phi, self.reward = torch.cat(phi, 1), torch.cat(reward, 1)
         if not bool(torch.isfinite(self.reward).all()):
             raise UserError("amortised: a reward is not a number; look into the task's reward")
@@ -193,13 +195,13 @@ class Method(BaseMethod):
         with torch.no_grad():
             phi, weights = self._training_tasks(model, rng, generator)
             z, w, reward = weights
-            known = phi[torch.randint(len(phi), (c.pool,), generator=generator)]
+            known = phi[torch.randint(len(phi), (c.pool,), generator=generator).to(phi.device)]
             latents = torch.cat([z, project_z(known)])
             starts = self.problem.domain.start_states(c.pool_starts, rng)
             context, context_reward, earned = self._play_pool(model, latents, starts, reward)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**31)))
-            adapter = Adapter(c.hidden_dim)
+            adapter = Adapter(c.hidden_dim).to(self.problem.device)
         fit(adapter, context, context_reward, w, z, latents, earned, c, generator)
         return adapter.requires_grad_(False)
 
@@ -209,13 +211,12 @@ class Method(BaseMethod):
         """Features of data states (n, d), and the tasks: z, w (J, d), and the rewards."""
         c, problem = self.config, self.problem
         rows = rng.integers(len(problem.visited), size=c.samples)
-        domain = problem.domain
-        obs = torch.from_numpy(domain.observe(domain.split(problem.visited[rows])))
+        obs = problem.observe(problem.visited[rows])
         phi = model.phi(obs)
         J, d = c.training_tasks, phi.shape[-1]
-        goals = phi[torch.randint(len(phi), (J,), generator=generator)]
-        noise = torch.randn(J, d, generator=generator)
-        of_state = torch.rand(J, 1, generator=generator) < 0.5
+        goals = phi[torch.randint(len(phi), (J,), generator=generator).to(phi.device)]
+        noise = torch.randn(J, d, generator=generator).to(phi)
+        of_state = torch.rand(J, 1, generator=generator).to(phi) < 0.5
         v = torch.where(of_state, goals, noise)
         # the upper end is rarely reached, the lower one often: tasks pay in a small part of space
         share = torch.rand(J, 2, generator=generator).square()
@@ -238,17 +239,17 @@ class Method(BaseMethod):
         domain, J = self.problem.domain, self.config.training_tasks
         K, n = len(latents), len(starts)
         env = BatchedEnv(domain, K * n, self.problem.threads)
-        obs = torch.from_numpy(env.reset(np.tile(starts, (K, 1))))
+        obs = self.problem.tensor(env.reset(np.tile(starts, (K, 1))))
         rows = latents.repeat_interleave(n, dim=0)
-        earned = torch.zeros(J, K)
+        earned = torch.zeros(J, K, device=obs.device)
         seen, rewards = [], []
         steps = domain.config.episode_steps
         for _ in range(steps):
-            obs = torch.from_numpy(env.step(model.actor(obs, rows).numpy()))
+            obs = self.problem.tensor(env.step(model.actor(obs, rows).numpy(force=True)))
             features = model.phi(obs)
             paid = reward(features).view(K, n, J)
             earned += paid.mean(1).mT / steps
-            own = torch.arange(J)
+            own = torch.arange(J, device=obs.device)
             seen.append(features.view(K, n, -1)[:J])
             rewards.append(paid[own, :, own])
         self.training_steps += K * n * steps
@@ -283,7 +284,7 @@ def fit(
     direction = torch.nn.functional.normalize(latents, dim=-1)
     optimiser = torch.optim.Adam(adapter.parameters(), lr=config.learning_rate)
     for _ in range(config.updates):
-        rows = torch.randint(phi.shape[1], (config.context,), generator=generator)
+        rows = torch.randint(phi.shape[1], (config.context,), generator=generator).to(phi.device)
         proposal = adapter(phi[:, rows], reward[:, rows], w, z)
         near = torch.nn.functional.normalize(proposal, dim=-1) @ direction.mT
         loss = -((config.beta * near).softmax(-1) * score).sum(-1).mean()

@@ -40,6 +40,19 @@ class Problem:
     threads: int
 
     @property
+    def device(self) -> torch.device:
+        """Where models, latents and all that a method learns are; simulations are on the CPU."""
+        return self.z.device
+
+    def tensor(self, array: Array) -> Tensor:
+        """An array as a tensor on `device`."""
+        return torch.from_numpy(array).to(self.device)
+
+    def observe(self, physics: Array) -> Tensor:
+        """Observations (n, obs_dim) of stored states (n, physics_dim), on `device`."""
+        return self.tensor(self.domain.observe(self.domain.split(physics)))
+
+    @property
     def models(self) -> tuple[Model, ...]:
         """The models, one a seed."""
         return self.model.models if isinstance(self.model, Stack) else (self.model,)
@@ -84,7 +97,7 @@ class Method(ABC):
         if len(seeds) != len(problem.models):
             raise UserError(f"{len(seeds)} seeds for {len(problem.models)} models; give one each")
         self.problem = problem
-        self.draws = Draws(seeds)
+        self.draws = Draws(seeds, problem.device)
         self.env_steps = 0
         """Environment steps spent so far, a task; every reset rollout counts."""
         self.z: Tensor = problem.z.clone()

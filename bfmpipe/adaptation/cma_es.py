@@ -63,8 +63,8 @@ class CMA:
     ) -> None:
         self.mean = mean.double().clone()
         tasks, d = mean.shape
-        self.sigma = torch.full((tasks,), sigma, dtype=torch.float64)
-        self.C = torch.eye(d, dtype=torch.float64).expand(tasks, -1, -1).clone()
+        self.sigma = torch.full_like(self.mean[:, 0], sigma)
+        self.C = torch.eye(d).to(self.mean).expand(tasks, -1, -1).clone()
         self.p_sigma = torch.zeros_like(self.mean)
         self.p_c = torch.zeros_like(self.mean)
         self.generations = 0
@@ -91,7 +91,7 @@ class CMA:
             (1 - self.c_1 - self.c_mu) / (d * self.c_mu),
         )
         scale = negative / worse.abs().sum() if negative_weights else 0.0
-        self.weights = torch.cat([better / better.sum(), worse * scale])
+        self.weights = torch.cat([better / better.sum(), worse * scale]).to(self.mean)
         self.expected_norm = math.sqrt(d) * (1 - 1 / (4 * d) + 1 / (21 * d**2))
 
     def _decompose(self) -> None:

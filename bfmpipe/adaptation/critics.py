@@ -99,7 +99,7 @@ class _MLPCritic(Critic):
         self.problem = problem
         self.octaves = octaves
         self.reads_latent = reads_latent
-        obs = torch.zeros(len(problem.tasks), 1, problem.domain.obs_dim)
+        obs = torch.zeros(len(problem.tasks), 1, problem.domain.obs_dim, device=problem.device)
         inputs = self.read_obs(obs).shape[-1] + problem.domain.action_dim
         inputs += problem.model.z_dim if reads_latent else 0
         self.online = draws.network(
@@ -239,7 +239,8 @@ class FinetunedCritic(Critic):
 
     def __init__(self, problem: Problem, learning_rate: float) -> None:
         domain, z, w = problem.domain, problem.z[0], problem.w[0]
-        obs, action = torch.zeros(1, domain.obs_dim), torch.zeros(1, domain.action_dim)
+        with problem.device:
+            obs, action = torch.zeros(1, domain.obs_dim), torch.zeros(1, domain.action_dim)
         self.w = problem.w
         self.psi = Stacked(problem.each_task(_Psi), obs, action, z, w)
         self.target = self.psi.copied()

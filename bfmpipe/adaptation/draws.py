@@ -17,12 +17,16 @@ Network = TypeVar("Network", bound=nn.Module)
 class Draws:
     """S seeds' generators; the first axis of what is drawn goes by seed, in S equal blocks.
 
+    They are drawn on the CPU, so that another device has the same.
+
     Args:
         seeds: one each, of one generator of torch and one of NumPy.
+        device: where tensors and networks go.
     """
 
-    def __init__(self, seeds: Sequence[int]) -> None:
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.seeds = tuple(seeds)
+        self.device = torch.device(device)
         self.numpy = [np.random.default_rng(seed) for seed in seeds]
         self.torch = [torch.Generator().manual_seed(seed) for seed in seeds]
 
@@ -41,7 +45,8 @@ class Draws:
     def noise(self, like: Tensor, std: float, clip: float = float("inf")) -> Tensor:
         """`clipped_noise` of the shape of these actions (rows, ...)."""
         blocks = zip(like.chunk(len(self.torch)), self.torch, strict=True)
-        return torch.cat([clipped_noise(block, std, clip, g) for block, g in blocks])
+        drawn = torch.cat([clipped_noise(block, std, clip, g) for block, g in blocks])
+        return drawn.to(self.device)
 
     def start_states(self, domain: Domain, n: int) -> Array:
         """n states that the domain's episodes begin with, (n, physics_dim)."""
@@ -67,8 +72,8 @@ class Draws:
         with torch.no_grad():
             for p, *own in zip(whole.parameters(), *(m.parameters() for m in parts), strict=True):
                 p.copy_(torch.cat(own))
-        return whole
+        return whole.to(self.device)
 
     def _each(self, rows: int, draw: Callable[[int, torch.Generator], Tensor]) -> Tensor:
         drawn = [draw(rows // len(self.torch), generator) for generator in self.torch]
-        return torch.cat(drawn) if len(drawn) > 1 else drawn[0]
+        return (torch.cat(drawn) if len(drawn) > 1 else drawn[0]).to(self.device)

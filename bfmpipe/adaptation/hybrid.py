@@ -61,7 +61,7 @@ class Method(SafeMethod):
     def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
         super().__init__(config, problem, seeds)
         self.lola = lola.Method(lola.Config(**config.lookahead.model_dump()), problem, seeds)
-        self.shifted = torch.zeros(len(problem.tasks), dtype=torch.bool)
+        self.shifted = torch.zeros(len(problem.tasks), dtype=torch.bool, device=problem.device)
         """Whose next round is a lookahead's, (T,)."""
         self.modes: list[Tensor] = []
         """Of every round: who used the lookahead, (T,)."""
@@ -120,14 +120,14 @@ class Method(SafeMethod):
         """A batch of a rollout's transitions, uniform with replacement."""
         steps, tasks, n = seen.reward.shape
         rows = self.draws.integers(steps * n, tasks, self.config.batch)
-        task = torch.arange(tasks)[:, None]
+        task = torch.arange(tasks, device=rows.device)[:, None]
         return Batch(*(column.transpose(0, 1).flatten(1, 2)[task, rows] for column in seen))
 
     @torch.no_grad()
     def _ascended(self, mu: Tensor, z: Tensor, seen: Rollout) -> Tensor:
         """Latents mu (T, d) after LoLA's step on rollouts of z (T, states, k, d)."""
         c, problem = self.config.lookahead, self.problem
-        value = torch.zeros(z.shape[:3])
+        value = torch.zeros(z.shape[:3], device=z.device)
         if c.bootstrap:
             value = self._bootstrap(seen.next_obs[-1], z.flatten(1, 2)).view(z.shape[:3])
         result = leave_one_out(

@@ -41,7 +41,9 @@ class Lookahead(NamedTuple):
 
     def returns(self, discount: float) -> Tensor:
         """R of the module's equation, (T, n)."""
-        steps = torch.arange(len(self.reward), dtype=self.reward.dtype)
+        steps = torch.arange(
+            len(self.reward), dtype=self.reward.dtype, device=self.reward.device
+        )
         discounts = discount**steps
         return torch.tensordot(discounts, self.reward, 1) + discount ** len(steps) * self.bootstrap
 
@@ -130,19 +132,19 @@ class LookaheadMethod(Method):
         problem, model, horizon = self.problem, self.problem.model, self.config.horizon
         tasks, n, _ = z.shape
         env = problem.env(n)
-        obs = torch.from_numpy(env.reset(starts)).view(tasks, n, -1)
+        obs = problem.tensor(env.reset(starts)).view(tasks, n, -1)
         rewards = np.empty((horizon, tasks, n), np.float32)
         for t in range(horizon):
-            action = act(obs).flatten(0, 1).numpy()
-            obs = torch.from_numpy(env.step(action)).view(tasks, n, -1)
+            action = act(obs).flatten(0, 1).numpy(force=True)
+            obs = problem.tensor(env.step(action)).view(tasks, n, -1)
             rewards[t] = problem.reward(env, action)
         self.env_steps += n * horizon
-        value = torch.zeros(tasks, n)
+        value = torch.zeros(tasks, n, device=problem.device)
         if self.config.bootstrap:
             last_action = last_act(obs).flatten(0, 1)
             w = problem.w[:, None].expand(-1, n, -1).flatten(0, 1)
             value = model.q(obs.flatten(0, 1), last_action, z.flatten(0, 1), w).view(tasks, n)
-        found = Lookahead(torch.from_numpy(rewards), value)
+        found = Lookahead(problem.tensor(rewards), value)
         for what, numbers in found._asdict().items():
             if not bool(torch.isfinite(numbers).all()):
                 task = problem.tasks[int((~numbers.isfinite()).nonzero()[0][-2])]

@@ -56,13 +56,15 @@ class Batch(NamedTuple):
 
 
 class Replay:
-    """The transitions of every task, (T, capacity, ...), in the order they came."""
+    """The transitions of every task, (T, budget, ...), in the order they came."""
 
-    def __init__(self, tasks: int, capacity: int, obs_dim: int, action_dim: int) -> None:
-        self.obs = torch.empty(tasks, capacity, obs_dim)
-        self.action = torch.empty(tasks, capacity, action_dim)
-        self.reward = torch.empty(tasks, capacity)
-        self.next_obs = torch.empty(tasks, capacity, obs_dim)
+    def __init__(self, problem: Problem) -> None:
+        tasks, capacity, domain = len(problem.tasks), problem.budget, problem.domain
+        with problem.device:
+            self.obs = torch.empty(tasks, capacity, domain.obs_dim)
+            self.action = torch.empty(tasks, capacity, domain.action_dim)
+            self.reward = torch.empty(tasks, capacity)
+            self.next_obs = torch.empty(tasks, capacity, domain.obs_dim)
         self.size = 0
 
     def add(self, obs: Tensor, action: Tensor, reward: Tensor, next_obs: Tensor) -> None:
@@ -76,7 +78,7 @@ class Replay:
         """n transitions of every task, uniform with replacement."""
         tasks = len(self.obs)
         rows = draws.integers(self.size, tasks, n)
-        task = torch.arange(tasks)[:, None]
+        task = torch.arange(tasks, device=rows.device)[:, None]
         return Batch(*(column[task, rows] for column in self.columns))
 
     @property
@@ -100,11 +102,9 @@ class OffPolicyMethod(Method):
     def __init__(self, config: OffPolicyConfig, problem: Problem, seeds: Sequence[int]) -> None:
         super().__init__(config, problem, seeds)
         self.config = config
-        domain = problem.domain
         self.env = problem.env(config.nenv)
-        tasks = len(problem.tasks)
-        self.replay = Replay(tasks, problem.budget, domain.obs_dim, domain.action_dim)
-        self.episode_step = domain.config.episode_steps
+        self.replay = Replay(problem)
+        self.episode_step = problem.domain.config.episode_steps
         self.updates_due = 0.0
 
     @classmethod
@@ -144,12 +144,12 @@ class OffPolicyMethod(Method):
         tasks, n = len(self.problem.tasks), self.config.nenv
         if self.episode_step == self.problem.domain.config.episode_steps:
             starts = self.draws.start_states(self.problem.domain, tasks * n)
-            self.obs = torch.from_numpy(self.env.reset(starts)).view(tasks, n, -1)
+            self.obs = self.problem.tensor(self.env.reset(starts)).view(tasks, n, -1)
             self.episode_step = 0
         action = self.explore(self.obs)
-        flat = action.flatten(0, 1).numpy()
-        next_obs = torch.from_numpy(self.env.step(flat)).view(tasks, n, -1)
-        reward = torch.from_numpy(self.problem.reward(self.env, flat).astype(np.float32))
+        flat = action.flatten(0, 1).numpy(force=True)
+        next_obs = self.problem.tensor(self.env.step(flat)).view(tasks, n, -1)
+        reward = self.problem.tensor(self.problem.reward(self.env, flat).astype(np.float32))
         check_finite(reward, self.problem, "a reward")
         self.replay.add(self.obs, action, reward, next_obs)
         self.obs = next_obs

@@ -74,7 +74,8 @@ class Ridge:
 
     def __init__(self, prior: Tensor, ridge: float) -> None:
         tasks, d = prior.shape
-        self.A = ridge * torch.eye(d, dtype=torch.float64).expand(tasks, -1, -1)
+        eye = torch.eye(d, dtype=torch.float64, device=prior.device)
+        self.A = ridge * eye.expand(tasks, -1, -1)
         self.b = ridge * prior.double()
         self._solve()
 
@@ -151,9 +152,9 @@ class Method(BaseMethod):
         z = self.choose(self.obs)
         features, rewards = [], []
         for _ in range(steps):
-            action = act_by_latent(problem.model, self.obs, z).flatten(0, 1).numpy()
+            action = act_by_latent(problem.model, self.obs, z).flatten(0, 1).numpy(force=True)
             self.obs = self._grouped(self.env.step(action))
-            rewards.append(torch.from_numpy(problem.reward(self.env, action)))
+            rewards.append(problem.tensor(problem.reward(self.env, action)))
             phi = problem.model.phi(self.obs.flatten(0, 1)).double()
             features.append(phi.unflatten(0, (tasks, c.nenv)) @ self.to_features)
         self.episode_step += steps
@@ -188,7 +189,7 @@ class Method(BaseMethod):
         return project_z(w).to(self.z)
 
     def _grouped(self, obs: Array) -> Tensor:
-        return torch.from_numpy(obs).unflatten(0, (len(self.problem.tasks), self.config.nenv))
+        return self.problem.tensor(obs).unflatten(0, (len(self.problem.tasks), self.config.nenv))
 
 
 def ridge_values(model: Model, ridge: Ridge, obs: Tensor, z: Tensor, beta: float) -> Tensor:
@@ -210,7 +211,8 @@ def reward_features(problem: Problem, draws: Draws) -> Tensor:
     """
     model, domain = problem.model, problem.domain
     if model.inference_weights == "least-squares":
-        return torch.eye(model.z_dim, dtype=torch.float64).expand(len(problem.tasks), -1, -1)
+        eye = torch.eye(model.z_dim, dtype=torch.float64, device=problem.device)
+        return eye.expand(len(problem.tasks), -1, -1)
     if domain.observed_fields:
         raise UserError(
             f"opti: {domain.name} observes {', '.join(domain.observed_fields)}, which stored "
@@ -222,7 +224,6 @@ def reward_features(problem: Problem, draws: Draws) -> Tensor:
 
     def matrix(one: Model) -> Tensor:
         physics = problem.visited[next(sources).choice(len(problem.visited), n, replace=False)]
-        obs = torch.from_numpy(domain.observe(domain.split(physics)))
-        return inverse_covariance(one.phi(obs))
+        return inverse_covariance(one.phi(problem.observe(physics)))
 
     return torch.stack(problem.each_task(matrix))

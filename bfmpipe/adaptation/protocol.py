@@ -77,8 +77,8 @@ def rollout_returns(
     returns = np.zeros((tasks, episodes))
     physics = [env.physics]
     for _ in range(problem.domain.config.episode_steps):
-        grouped = torch.from_numpy(obs).unflatten(0, (tasks, episodes))
-        action = act(grouped).flatten(0, 1).numpy()
+        grouped = problem.tensor(obs).unflatten(0, (tasks, episodes))
+        action = act(grouped).flatten(0, 1).numpy(force=True)
         obs = env.step(action)
         returns += problem.reward(env, action)
         physics.append(env.physics)
@@ -91,7 +91,8 @@ def evaluate(method: Method, starts: Array) -> Evaluated:
     if not np.isfinite(returns).all():
         raise UserError(f"an evaluation returned {returns[~np.isfinite(returns)][0]}")
     cosine = torch.nn.functional.cosine_similarity(method.z, method.problem.z, dim=-1)
-    return Evaluated(method.env_steps, returns, physics, method.z.numpy().copy(), cosine.numpy())
+    z, cosine = (x.numpy(force=True).copy() for x in (method.z, cosine))
+    return Evaluated(method.env_steps, returns, physics, z, cosine)
 
 
 def adapt(

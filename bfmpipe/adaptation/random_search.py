@@ -91,7 +91,7 @@ class Method(LookaheadMethod):
             shape[0] * n, lambda m, rng: rng.integers(len(problem.visited), size=m)
         )
         physics = problem.visited[rows]
-        obs = torch.from_numpy(problem.domain.observe(problem.domain.split(physics)))
+        obs = problem.observe(physics)
         with torch.no_grad():
             z = project_z(problem.model.phi(obs)).unflatten(0, shape)
         noise = self.draws.normal(*z.shape)
@@ -119,7 +119,8 @@ class Method(LookaheadMethod):
         if self.best is None:
             self.alive = self.candidates(c.latents)
             self.alive[:, 0] = self.problem.z
-            self.total, self.seen, self.round = torch.zeros(self.alive.shape[:2]), 0, 0
+            self.total = torch.zeros(self.alive.shape[:2], device=self.alive.device)
+            self.seen = self.round = 0
         elif self.round == self.rounds:
             return False
         k = self.alive.shape[1]
@@ -138,14 +139,14 @@ class Method(LookaheadMethod):
 
 def first_maximum(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The largest of scores (T, k), (T,), and the first place where it stands, (T,)."""
-    choice = torch.from_numpy(np.argmax(scores.numpy(), axis=1))
+    choice = torch.from_numpy(np.argmax(scores.numpy(force=True), axis=1)).to(scores.device)
     return scores.gather(1, choice[:, None])[:, 0], choice
 
 
 def survivors(scores: Tensor, n: int) -> Tensor:
     """Candidate 0 and the n - 1 best of the others, (T, n), of scores (T, k); 0 is first."""
     others = scores[:, 1:].argsort(dim=1, descending=True, stable=True)[:, : n - 1] + 1
-    return torch.cat([torch.zeros(len(scores), 1, dtype=torch.int64), others.sort(1).values], 1)
+    return torch.cat([torch.zeros_like(others[:, :1]), others.sort(1).values], 1)
 
 
 def _pick(z: Tensor, rows: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class Method(SafeMethod):
         noise = self.draws.normal(tasks, n, z.shape[-1])
         starts = self.draws.start_states(problem.domain, tasks * n)
         z = project_z(z + c.latent_noise_std * noise)
-        self.play(z, starts, episode, torch.full((1, 1, 1), c.noise_std))
+        self.play(z, starts, episode, torch.full((1, 1, 1), c.noise_std, device=z.device))
 
     def proposed(self, seen: Rollout) -> None:
         """The updates that are due."""

@@ -84,7 +84,7 @@ class Playing:
         """Put them where they start; see `SafeMethod.play`."""
         tasks, n, _ = z.shape
         self.env = self.problem.env(n)
-        self.obs = torch.from_numpy(self.env.reset(starts)).view(tasks, n, -1)
+        self.obs = self.problem.tensor(self.env.reset(starts)).view(tasks, n, -1)
         self.z, self.noise_std, self.left, self.rows = z, noise_std, steps, []
 
     def step(self, draws: Draws) -> None:
@@ -94,9 +94,9 @@ class Playing:
             action = act_by_latent(self.problem.model, self.obs, self.z)
             noise = self.noise_std * draws.normal(*action.shape)
             action = (action + noise).clamp(-1, 1)
-        flat = action.flatten(0, 1).numpy()
-        next_obs = torch.from_numpy(self.env.step(flat)).view(*action.shape[:2], -1)
-        reward = torch.from_numpy(self.problem.reward(self.env, flat).astype(np.float32))
+        flat = action.flatten(0, 1).numpy(force=True)
+        next_obs = self.problem.tensor(self.env.step(flat)).view(*action.shape[:2], -1)
+        reward = self.problem.tensor(self.problem.reward(self.env, flat).astype(np.float32))
         check_finite(reward, self.problem, "a reward")
         self.rows.append((self.obs, action, reward, next_obs))
         self.obs = next_obs
@@ -132,7 +132,6 @@ class SafeMethod(Method):
         self.test_steps = n * episode
         """Environment steps that a test costs."""
         self.least_proposal = self.smallest_proposal(config)
-        domain, tasks = problem.domain, len(problem.tasks)
         self.critic = ResidualCritic(problem, config, self.draws)
         self.mover = LatentMover(problem, config.latent_learning_rate, config.least_cosine)
         self.learner = ActorCritic(
@@ -143,7 +142,7 @@ class SafeMethod(Method):
             Schedule(config.latent_every, config.latent_warmup_updates, 1),
             self.draws,
         )
-        self.replay = Replay(tasks, problem.budget, domain.obs_dim, domain.action_dim)
+        self.replay = Replay(problem)
         self.accepted: list[Tensor] = []
         """Of every test: whose candidate became the incumbent, (T,)."""
         self.rejected: list[Tensor] = []
@@ -257,9 +256,9 @@ class SafeMethod(Method):
     def _play_episodes(self, z: Tensor) -> None:
         """Begin the episodes of the warm-up and of every test, of latents (T, d)."""
         n = self.config.warmup_episodes
-        noise = torch.where(torch.arange(n) % 2 == 0, 0.0, self.config.noise_std)[:, None]
+        noise = torch.where(torch.arange(n, device=z.device) % 2 == 0, 0.0, self.config.noise_std)
         steps = self.problem.domain.config.episode_steps
-        self.play(z[:, None].expand(-1, n, -1), self.starts, steps, noise)
+        self.play(z[:, None].expand(-1, n, -1), self.starts, steps, noise[:, None])
 
     @torch.no_grad()
     def _zero_shot_value(self, obs: Tensor) -> Tensor:
@@ -271,9 +270,9 @@ class SafeMethod(Method):
         """Let the candidate win or lose by its returns (T, n)."""
         confidence = 0.5 if self.last else self.config.confidence
         candidate = self.mover.z.detach().clone()
-        gain = (returns - self.returns).numpy()
+        gain = (returns - self.returns).numpy(force=True)
         better, worse = (
-            torch.from_numpy(sign_test(sign * gain) <= 1 - confidence) for sign in (1, -1)
+            self.problem.tensor(sign_test(sign * gain) <= 1 - confidence) for sign in (1, -1)
         )
         self.z = torch.where(better[:, None], candidate, self.z)
         self.returns = torch.where(better[:, None], returns, self.returns)
@@ -319,7 +318,8 @@ def calibrate(values: Tensor, reward: Tensor, discount: float) -> tuple[Tensor, 
     following = torch.zeros_like(r[0])
     for t in reversed(range(steps)):
         to_go[t] = following = r[t] + discount * following
-    tail = discount ** torch.arange(steps, 0, -1, dtype=Q.dtype)[:, None, None]
+    left = torch.arange(steps, 0, -1, dtype=Q.dtype, device=Q.device)
+    tail = discount ** left[:, None, None]
     x, one = Q[:-1] - tail * Q[-1], (1 - tail).expand_as(r)
 
     def dot(a: Tensor, b: Tensor) -> Tensor:

@@ -125,6 +125,7 @@ class _Keeper:
     """Makes the tree of a method: a value as it is, all else a list that begins with its kind."""
 
     def __init__(self, method: Method) -> None:
+        self.device = method.problem.device
         given = _given(method)
         self.given = {id(value): name for name, value in given.items()}
         self.given_memory = {_memory(value) for value in given.values()}
@@ -170,9 +171,10 @@ class _Keeper:
 
     def _object(self, value: Any, name: str) -> Any:
         self.places[name] = _type(value)
-        if isinstance(value, Config):  # the new method must have the same
-            self.places[name] += f" {value.model_dump_json()}"
-            return ["config"]
+        if isinstance(value, Config | torch.device | torch.dtype):  # what the new one must have too
+            said = value.model_dump_json() if isinstance(value, Config) else value
+            self.places[name] += f" {said}"
+            return ["same"]
         if isinstance(value, torch.Generator):
             self.tensors[name] = value.get_state()
             return ["torch generator"]
@@ -191,21 +193,22 @@ class _Keeper:
         return ["object", self.attributes(value, name)]
 
     def _tensor(self, value: Tensor, name: str) -> Any:
-        if value.device.type != "cpu" or value.layout != torch.strided or value.is_complex():
+        here = value.device in (torch.device("cpu"), self.device)
+        if not here or value.layout != torch.strided or value.is_complex():
             raise NoStateError(f"its {name} is a tensor of {value.dtype} on {value.device}")
         if value.grad_fn is not None:
             raise NoStateError(f"its {name} is a tensor that gradients flow through")
         if value.requires_grad:
             self.places[name] = f"a tensor {tuple(value.shape)} that asks for gradients"
         self._keep(value, value, name)
-        return ["tensor", list(value.stride())]
+        return ["tensor", list(value.stride()), value.device.type]
 
     def _array(self, value: Any, name: str) -> Any:
         if value.dtype.kind not in "biuf":
             raise NoStateError(f"its {name} is an array of {value.dtype}")
         copy = torch.from_numpy(np.array(value, order="K"))
         self._keep(value, copy, name)
-        return ["array" if isinstance(value, np.ndarray) else "scalar", list(copy.stride())]
+        return ["array" if isinstance(value, np.ndarray) else "scalar", list(copy.stride()), "cpu"]
 
     def _keep(self, value: Any, tensor: Tensor, name: str) -> None:
         memory = _memory(value)
@@ -221,6 +224,7 @@ class _Loader:
     """Puts what `_Keeper` made of one method into another."""
 
     def __init__(self, method: Method, tensors: dict[str, Tensor]) -> None:
+        self.device = method.problem.device
         self.given = _given(method)
         self.tensors = tensors
         self.made: dict[str, Any] = {"": method}
@@ -242,7 +246,7 @@ class _Loader:
         self.made[name] = now
         match kind:
             case "tensor" | "array" | "scalar":
-                self.made[name] = self._numbers(now, kind, rest[0], name)
+                self.made[name] = self._numbers(now, kind, *rest, name)
             case "list" | "tuple" | "dict":
                 self._container(now, kind, rest[0], name)
             case "object":
@@ -261,13 +265,15 @@ class _Loader:
                 now.load_state_dict(self.value(None, rest[1], _under(name, "state")))
         return self.made[name]
 
-    def _numbers(self, now: Any, kind: str, stride: list[int], name: str) -> Any:
+    def _numbers(self, now: Any, kind: str, stride: list[int], where: str, name: str) -> Any:
         stored = self.tensors[name]
         if kind == "tensor" and isinstance(now, Tensor) and self._is_free(now):
             same = now.shape == stored.shape and now.dtype == stored.dtype
+            same = same and now.device.type == where
             if same and (list(now.stride()) == stride or now.requires_grad) and 0 not in stride:
                 return now.copy_(stored)
-        tensor = _laid_out(stored, stride)
+        device = torch.device("cpu") if where == "cpu" else self.device
+        tensor = _laid_out(stored, stride, device)
         if kind == "tensor":
             return tensor
         return tensor.numpy() if kind == "array" else tensor.numpy()[()]
@@ -298,10 +304,10 @@ class _Loader:
         return free
 
 
-def _laid_out(stored: Tensor, stride: list[int]) -> Tensor:
-    """The same numbers with these strides; 0 stands for one number on a whole axis."""
+def _laid_out(stored: Tensor, stride: list[int], device: torch.device) -> Tensor:
+    """The same numbers there, with these strides; 0 stands for one number on a whole axis."""
     one = stored
     for axis, step in enumerate(stride):
         one = one.narrow(axis, 0, 1) if step == 0 else one
-    laid = torch.empty_strided(one.shape, stride, dtype=one.dtype)
+    laid = torch.empty_strided(one.shape, stride, dtype=one.dtype, device=device)
     return laid.copy_(one).expand(stored.shape)

@@ -14,6 +14,7 @@ from bfmpipe.agents.graphs import Graphs
 from bfmpipe.agents.products import fast_float32
 from bfmpipe.config import Config
 from bfmpipe.data.tensors import load_training_state, training_state
+from bfmpipe.types import UserError
 
 
 class LearnerConfig(Config):
@@ -29,6 +30,21 @@ class LearnerConfig(Config):
     times as many of them a second. On a CPU the compiled losses are the slower ones."""
     cuda_graphs: bool = True
     """On a GPU, record an update once and replay it by one launch: see `graphs`."""
+
+
+def check_device(device: str, setting: str) -> None:
+    """Refuse a device that is unknown, or not there, naming the setting that asks for it.
+
+    Raises:
+        UserError: so.
+    """
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"{setting} is {device!r}; valid: cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"{setting} is cuda, but torch finds no usable GPU on this machine; set it to cpu, or "
+            "install a torch that is built for the GPU's driver"
+        )
 
 
 class Learner:

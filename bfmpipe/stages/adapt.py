@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,7 @@ from bfmpipe import api
 from bfmpipe.adaptation.checkpoint import Checkpoint
 from bfmpipe.adaptation.protocol import Evaluated, Evaluation
 from bfmpipe.agents import CONFIG, WEIGHTS
+from bfmpipe.agents.learner import check_device
 from bfmpipe.config import Config
 from bfmpipe.data import transitions
 from bfmpipe.data.tables import Provenance, open_table, write_table
@@ -43,6 +44,7 @@ class Adapt(Config):
     every: int = Field(ge=1)
     """Episodes between evaluations."""
     evaluation: Evaluation
+    device: Literal["cpu", "cuda"] = "cpu"
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     """One model each. Several are adapted as one batch, each as it would be alone but for
     rounding."""
@@ -65,6 +67,7 @@ def adapt(
     for name, paths in files.items():
         if len(paths) != len(cfg.seeds):
             raise UserError(f"{len(paths)} paths of {name} for {len(cfg.seeds)} seeds; one each")
+    check_device(cfg.device, "adapt.device")
     label = cfg.label or cfg.method.name
     pretrained = [read_model(directory, cfg.domain, cfg.agent) for directory in model]
     domain = pretrained[0].domain
@@ -88,6 +91,7 @@ def adapt(
         evaluation=cfg.evaluation,
         settings=cfg.method.settings,
         seeds=cfg.seeds,
+        device=cfg.device,
         checkpoint=checkpoint,
     )
     points: list[tuple[Evaluated, ...]] = []

@@ -27,7 +27,7 @@ from bfmpipe.adaptation.protocol import Evaluation
 from bfmpipe.agents import Agent, Model, practising, save_model
 from bfmpipe.agents.event_files import EventFiles
 from bfmpipe.agents.event_files import check as check_tensorboard
-from bfmpipe.agents.learner import Learner
+from bfmpipe.agents.learner import Learner, check_device
 from bfmpipe.agents.losses import covariance
 from bfmpipe.agents.trainer import Data, Source, Trainer, TrainerConfig
 from bfmpipe.config import Config, parse
@@ -110,11 +110,7 @@ def pretrain(
     if cfg.tensorboard:
         check_tensorboard()
     device = cfg.trainer.device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "pretrain.device is cuda, but torch finds no usable GPU on this machine; set it to "
-            "cpu, or install a torch that is built for the GPU's driver"
-        )
+    check_device(device, "pretrain.device")
     data = transitions.read(dataset)
     domain = make_domain(cfg.domain.name, cfg.domain.settings)
     transitions.check_domain(data, domain)

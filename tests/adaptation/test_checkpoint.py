@@ -103,7 +103,7 @@ def assert_same(one, other, where="", known=None):
             assert torch.equal(a[:, : one.size], b[:, : one.size]), where
     elif type(one).__name__ == "BatchedEnv":
         assert np.array_equal(one.state(), other.state()), where
-    elif isinstance(one, Config):
+    elif isinstance(one, Config | torch.device | torch.dtype):
         assert one == other, where
     elif isinstance(one, torch.nn.Module):
         states = one.state_dict(keep_vars=True), other.state_dict(keep_vars=True)
@@ -193,6 +193,7 @@ def test_whatever_a_method_holds_is_put_back():
             "half": torch.full((2,), scale, dtype=torch.float16),
             "table": {"a": [1, None, (True, "x")], 3: {}},
             "endless": float("inf") * scale,
+            "kind": (torch.float16, torch.device("cpu")),
             "module": torch.nn.Linear(2, 1 + 1),
         }
 

@@ -18,13 +18,13 @@ METHODS = ("rela", "rela-a", "td3", "td3-scratch", "td3-z")
 
 
 def test_a_sample_is_rows_that_belong_together():
-    replay = Replay(tasks=2, capacity=10, obs_dim=1, action_dim=1)
+    replay = Replay(make_problem(budget=10))
     for first in (0, 3):
         count = torch.arange(first, first + 3.0).expand(2, -1) + torch.tensor([[0.0], [100.0]])
         column = count[..., None]
         replay.add(column, column + 0.25, count + 0.5, column + 0.75)
     obs, action, reward, next_obs = replay.sample(200, Draws([0]))
-    assert torch.equal(action, obs + 0.25)
+    assert torch.equal(action, obs[..., :2] + 0.25)
     assert torch.equal(reward, obs[..., 0] + 0.5)
     assert torch.equal(next_obs, obs + 0.75)
     assert set(obs[0, :, 0].tolist()) == set(range(6))

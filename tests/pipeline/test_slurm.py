@@ -76,16 +76,27 @@ def test_every_job_asks_for_memory_and_time(asked):
     assert set(said.values()) == {(4000, 60)}
 
 
-def test_only_a_training_on_cuda_asks_for_a_gpu_and_none_for_more_time_than_there_is(
+def test_only_jobs_on_cuda_ask_for_a_gpu_and_none_for_more_time_than_there_is(
     asked, checkout, profile, tmp_path
 ):
     """Slurm would leave a job that asks for too much time pending for ever, and say nothing."""
-    config = checkout.config(tmp_path / "cuda.yaml", pretrain={"device": "cuda"})
     argv = ("--workflow-profile", profile, "--resources", "runtime=100")
-    cuda = dry_run(checkout, tmp_path / "dry", *argv, configfile=config)
-    assert {rule: r["gpu"] for rule, r in asked.items() if "gpu" in r} == {"pretrain": "0"}
-    assert {rule: r["gpu"] for rule, r in cuda.items() if "gpu" in r} == {"pretrain": "1"}
-    assert {int(r["runtime"]) for r in cuda.values()} == {60, 100}
+    none = {"pretrain": "0", "adapt": "0"}
+    assert {rule: r["gpu"] for rule, r in asked.items() if "gpu" in r} == none
+    for rule in none:
+        config = checkout.config(tmp_path / f"{rule}.yaml", **{rule: {"device": "cuda"}})
+        cuda = dry_run(checkout, tmp_path / rule, *argv, configfile=config)
+        assert {rule: r["gpu"] for rule, r in cuda.items() if "gpu" in r} == {**none, rule: "1"}
+        assert {int(r["runtime"]) for r in cuda.values()} == {60, 100}
+
+
+def test_on_one_machine_adaptations_share_a_gpu(checkout, tmp_path):
+    config = checkout.config(tmp_path / "cuda.yaml", adapt={"device": "cuda"})
+    asked = dry_run(checkout, tmp_path / "dry", configfile=config)
+    assert {rule: r["gpu"] for rule, r in asked.items() if "gpu" in r} == {
+        "pretrain": "0",
+        "adapt": "0",
+    }
 
 
 @pytest.mark.slow

@@ -432,3 +432,22 @@ def test_a_damaged_checkpoint_begins_anew_and_says_so(
     assert "; the adaptation begins anew\n" in said
     (tmp_path / "straight").mkdir()
     assert begun == finish(tiny, tmp_path / "straight")
+
+
+def test_without_a_gpu_cuda_is_refused(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"^adapt\.device is cuda, but torch finds no usable GPU"):
+        adapt(tiny, tmp_path, "lola", device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", METHODS)
+def test_on_a_gpu_tables_are_as_on_the_cpu(tiny, tmp_path, files, method):
+    """The first evaluations agree; later ones are of latents that rounding has moved apart."""
+    here, there = files[method], adapt(tiny, tmp_path, method, device="cuda")
+    for i, kind in enumerate(("adaptation", "trajectories")):
+        one, other = (read_table(paths[i], kind)[0] for paths in (here, there))
+        assert one.schema == other.schema
+        assert len(one) == len(other)
+    one, other = (read_table(paths[0], "adaptation")[0] for paths in (here, there))
+    assert one["z"].to_pylist()[0] == other["z"].to_pylist()[0]
