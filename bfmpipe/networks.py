@@ -304,9 +304,7 @@ def clipped_noise(like: Tensor, std: float, clip: float, generator: torch.Genera
 
     It is on the generator's device.
     """
-    noise = torch.randn(
-        like.shape, generator=generator, device=generator.device, dtype=like.dtype
-    )
+    noise = torch.randn(like.shape, generator=generator, device=generator.device, dtype=like.dtype)
     return (noise * std).clamp(-clip, clip)
 
 

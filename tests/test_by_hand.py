@@ -385,9 +385,7 @@ ADAPT_MISTAKES = [
 @pytest.mark.parametrize(
     ("changed", "said"), ADAPT_MISTAKES, ids=[" ".join(argv) for argv, _ in ADAPT_MISTAKES]
 )
-def test_a_mistake_is_one_line_and_writes_nothing(
-    tiny, here, capsys, monkeypatch, changed, said
-):
+def test_a_mistake_is_one_line_and_writes_nothing(tiny, here, capsys, monkeypatch, changed, said):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     changed, (said,) = (
         [word.format(here=here, model=tiny.model, data=tiny.dataset) for word in words]

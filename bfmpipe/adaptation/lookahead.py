@@ -41,9 +41,7 @@ class Lookahead(NamedTuple):
 
     def returns(self, discount: float) -> Tensor:
         """R of the module's equation, (T, n)."""
-        steps = torch.arange(
-            len(self.reward), dtype=self.reward.dtype, device=self.reward.device
-        )
+        steps = torch.arange(len(self.reward), dtype=self.reward.dtype, device=self.reward.device)
         discounts = discount**steps
         return torch.tensordot(discounts, self.reward, 1) + discount ** len(steps) * self.bootstrap
 
