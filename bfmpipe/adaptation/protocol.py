@@ -91,8 +91,8 @@ def evaluate(method: Method, starts: Array) -> Evaluated:
     if not np.isfinite(returns).all():
         raise UserError(f"an evaluation returned {returns[~np.isfinite(returns)][0]}")
     cosine = torch.nn.functional.cosine_similarity(method.z, method.problem.z, dim=-1)
-    z, cosine = (x.numpy(force=True).copy() for x in (method.z, cosine))
-    return Evaluated(method.env_steps, returns, physics, z, cosine)
+    z = method.z.numpy(force=True).copy()
+    return Evaluated(method.env_steps, returns, physics, z, cosine.numpy(force=True))
 
 
 def adapt(

@@ -246,7 +246,7 @@ class _Loader:
         self.made[name] = now
         match kind:
             case "tensor" | "array" | "scalar":
-                self.made[name] = self._numbers(now, kind, *rest, name)
+                self.made[name] = self._numbers(now, kind, rest[0], rest[1], name)
             case "list" | "tuple" | "dict":
                 self._container(now, kind, rest[0], name)
             case "object":
