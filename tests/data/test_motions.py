@@ -1,7 +1,10 @@
 """Motions: states from files, observed as the domain observes them, and every bad file named."""
 
 import json
+import os
+import sys
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -89,6 +92,52 @@ def test_trajectories_of_the_pipeline_are_motions(walker, tmp_path, tasks, phase
     np.testing.assert_array_equal(np.concatenate([one["physics"] for one in found]), expected)
 
 
+def write_hdf5(path, groups, nq=9):
+    with h5py.File(path, "w") as file:
+        file.attrs["num_episodes"] = len(groups)
+        for name, physics in groups.items():
+            group = file if name == "/" else file.create_group(name)
+            group["qpos"], group["qvel"] = physics[:, :nq], physics[:, nq:]
+            group["observation"] = np.zeros((len(physics), 3))  # left alone
+
+
+def test_groups_of_an_hdf5_file_are_motions_in_their_order(walker, tmp_path):
+    groups = {f"ep_{i}": states(walker, 3 + i, i) for i in range(11)}
+    write_hdf5(tmp_path / "all.hdf5", groups)
+    write_hdf5(tmp_path / "one.h5", {"/": groups["ep_4"]})
+    found = read(walker, tmp_path / "*")
+    assert len(found) == 12
+    for one, expected in zip(found, [*groups.values(), groups["ep_4"]], strict=True):
+        np.testing.assert_array_equal(one["physics"], expected)
+        np.testing.assert_array_equal(one["obs"], walker.observe(walker.split(expected)))
+    assert len(read(walker, tmp_path / "all.hdf5", max_episodes=2)) == 2
+
+
+def test_an_hdf5_file_that_holds_no_motion_is_refused(walker, tmp_path, monkeypatch):
+    def refused(match):
+        with pytest.raises(UserError, match=match) as caught:
+            read(walker, tmp_path / "*.h5")
+        assert "\n" not in str(caught.value)
+
+    path = tmp_path / "a.h5"
+    path.write_bytes(b"nothing")
+    refused(r"a\.h5: cannot be read as an HDF5 file \(")
+    write_hdf5(path, {})
+    refused(r"a\.h5: no array 'qpos'; a motion has qpos \(T, 9\)")
+    write_hdf5(path, {"ep_0": states(walker, 3), "ep_1": states(walker, 1)})
+    refused(r"a\.h5, ep_1: a motion of 1 frame")
+    write_hdf5(path, {"ep_0": states(walker, 3), "ep_1": states(walker, 3)[:, :17]})
+    refused(r"a\.h5, ep_1: qvel is float64 of shape \(3, 8\); a motion of walker has")
+    with h5py.File(path, "w") as file:
+        file.create_group("ep_0").create_group("qpos")
+    refused(r"a\.h5, ep_0: qpos is no array")
+    before = motions.fingerprint(str(path), "walker")
+    os.utime(path, ns=(0, 1))
+    assert motions.fingerprint(str(path), "walker") != before
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    refused(r"a\.h5: an HDF5 file, but the package h5py is not installed; pip install 'bfmpipe\[h")
+
+
 def test_the_stage_writes_a_data_set_that_says_where_it_is_from(folder, tmp_path):
     settings = {"path": str(folder / "*.npz")}
     cfg = {"domain": {"name": "walker"}, "explorer": {"name": "motions", "settings": settings}}
@@ -122,7 +171,7 @@ def test_what_is_no_motion_is_refused(walker, tmp_path):
             read(domain, tmp_path / pattern, **settings)
         assert "\n" not in str(caught.value)
 
-    refused("no such files; motions are npz files with qpos and qvel, or tables of")
+    refused("no such files; motions are npz or HDF5 files with qpos and qvel, or tables of")
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 nothing")
     refused(r"a\.npz: cannot be read as an npz file \(")
     np.savez(tmp_path / "a.npz", qpos=np.zeros((3, 9)))
