@@ -73,14 +73,13 @@ def verdicts(out: Path) -> str:
         for i in range(count(found)):
             row = {name: column[i] for name, column in found.items()}
             interval = "" if np.isnan(row["low"]) else f" [{row['low']:.1f}, {row['high']:.1f}]"
-            verdict = "held" if row["held"] else "not held"
             rows.append(
                 (
                     f"{row['domain']}, {row['agent']}, {row['family']}",
                     row["statement"],
                     known(row["figure"], ".3g") + interval,
                     f"{row['bar']:g}",
-                    "not known" if np.isnan(row["figure"]) else verdict,
+                    row["verdict"],
                 )
             )
     return table(("", "claim", "figure", "bar", "verdict"), rows) if rows else ""

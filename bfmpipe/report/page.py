@@ -123,13 +123,12 @@ def _claims(results: Results) -> Iterable[Markup]:
     """The verdicts: what was claimed, what was measured, and whether it held."""
     names = ("statement", "domain", "agent", "family", "kind", "bar", "figure", "low", "high")
     rows = []
-    for *place, held in zip(
-        *(results.verdicts[name].tolist() for name in (*names, "held")), strict=True
+    for *place, verdict in zip(
+        *(results.verdicts[name].tolist() for name in (*names, "verdict")), strict=True
     ):
         statement, domain, agent, family, kind, bar, figure, low, high = place
         measured = html.interval(figure, low, high) if low == low else html.number(figure, 2)
         where = f"{domain}, {agent}, {family}"
-        verdict = "held" if held else "not held" if figure == figure else "not known"
         rows.append((statement, where, _SAID[kind].format(f"{bar:g}"), measured, verdict))
     yield html.table(("claim", "where", "figure and bar", "measured", "verdict"), rows, words=3)
     yield tag(

@@ -20,7 +20,8 @@ A claim is named in the experiment file with what it is about:
 Intervals are Student's, of the seeds' means over their tasks, in % of zero-shot's mean over all:
 a seed is one pretrained model, and a claim is about models that were not trained. `monotone` and
 the drops have no interval, they are about these models; what a fall is held against is the noise of
-its evaluations.
+its evaluations. Where a claim asks for an interval and there is one seed, which has none, it is not
+known whether it holds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -77,6 +78,7 @@ _METHODS = {"best_of_n": 0, "better": 2, "area": 2, "smaller_drop": 2, "compute"
 _AT_MOST = ("monotone", "no_drop", "smaller_drop")
 _NEEDS_BAR = ("drop", "smaller_drop", "compute")  # which hold, or fail, at 0 whatever is measured
 _WITHIN = ("drop", "no_drop", "smaller_drop")
+_NEEDS_INTERVAL = ("gain", "better", "area", "best_of_n")
 _SMALLEST_FALL = 0.5  # % of zero-shot
 
 
@@ -130,6 +132,7 @@ def verdicts(
         place = {"domain": domain, "agent": agent, "family": family}
         for name, claim in claims.items():
             figure, low, high, held = _judge(claim, place, curves, best_of, jobs, confidence)
+            known = figure == figure and (claim.kind not in _NEEDS_INTERVAL or low == low)
             rows.append(
                 {
                     **place,
@@ -141,6 +144,7 @@ def verdicts(
                     "low": low,
                     "high": high,
                     "held": held,
+                    "verdict": "held" if held else "not held" if known else "not known",
                 }
             )
     return {key: [row[key] for row in rows] for key in rows[0]} if rows else {}

@@ -33,6 +33,7 @@ _SCHEMA = pa.schema(
             for name in ("bar", "figure", "low", "high")
         ),
         pa.field("held", pa.bool_(), nullable=False),
+        pa.field("verdict", pa.string(), nullable=False),
     ]
 )
 
@@ -56,9 +57,9 @@ def judge(cfg: Judge, *, curves: Path, best_of: Path, benchmarks: Path, verdicts
     columns = {name: table.get(name, []) for name in _SCHEMA.names}
     write_table(verdicts, _SCHEMA, columns, provenance("verdicts", "judge", cfg))
     for row in zip(
-        *(columns[n] for n in ("held", "claim", "domain", "agent", "family", "figure", "bar")),
+        *(columns[n] for n in ("verdict", "claim", "domain", "agent", "family", "figure", "bar")),
         strict=True,
     ):
-        held, *place, figure, bar = row
-        verdict = "unknown" if figure != figure else "held" if held else "NOT held"
-        print(f"{verdict:<9}{', '.join(place)}: {figure:.3g} (bar {bar:g})")
+        verdict, *place, figure, bar = row
+        verdict = verdict.replace("not", "NOT")
+        print(f"{verdict:<10}{', '.join(place)}: {figure:.3g} (bar {bar:g})")

@@ -72,6 +72,7 @@ KINDS = {
         **dict.fromkeys(("domain", "agent", "family", "claim", "statement", "kind"), TEXT),
         **dict.fromkeys(("bar", "figure", "low", "high"), NUMBER),
         "held": pa.bool_(),
+        "verdict": pa.string(),
     },
     "coverage": {field.name: field.type for field in coverage.schema(4)},
     "transitions": {field.name: field.type for field in transitions.schema(4, 2, 4)},

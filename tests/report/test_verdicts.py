@@ -85,7 +85,20 @@ def test_intervals_are_students_over_seeds_each_with_its_tasks():
     assert found["figure"] == pytest.approx([100 * 36 / 150])
     assert found["low"] == pytest.approx([100 * (36 - reach) / 150])
     assert found["high"] == pytest.approx([100 * (36 + reach) / 150])
-    assert found["held"] == [False]
+    assert (found["held"], found["verdict"]) == ([False], ["not held"])
+
+
+@pytest.mark.parametrize("kind", ["gain", "better", "best_of_n", "monotone"])
+def test_of_one_seed_it_is_not_known_whether_an_interval_lies_above_a_bar(kind):
+    alone = {name: column[curves()["seed"] == 0] for name, column in curves().items()}
+    best = {name: column[best_of()["seed"] == 0] for name, column in best_of().items()}
+    methods = {"best_of_n": {}, "better": {"method": "lola", "than": "td3"}}
+    claim = {"statement": "s", "kind": kind, **methods.get(kind, {"method": "lola"})}
+    claim |= {"bar": 100} if kind == "monotone" else {}
+    parsed = Claims(claims={"one": claim}).parsed(("lola", "td3"), "")
+    found = verdicts(parsed, alone, best, [], 0.9)
+    assert np.isfinite(found["figure"]).all()
+    assert found["verdict"] == (["held"] if kind == "monotone" else ["not known"])
 
 
 def test_compute_is_the_ratio_of_cpu_times():
