@@ -11,7 +11,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
 
 THERE = torch.device("meta")
 
@@ -56,8 +55,18 @@ class _Mode(TorchDispatchMode):
         return _call(function, args, kwargs or {})
 
 
+def _each(value, change):
+    """The same with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if type(value) in (list, tuple):
+        return type(value)([_each(one, change) for one in value])
+    return value
+
+
 def _call(function, args, kwargs):
-    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    tensors: list[Tensor] = []
+    _each((args, tuple(kwargs.values())), tensors.append)
     any_there = any(isinstance(x, There) for x in tensors)
     if any_there and function not in _COPIES:
         here = [x for x in tensors if not isinstance(x, There) and x.dim()]
@@ -73,12 +82,17 @@ def _call(function, args, kwargs):
         stays_there = isinstance(args[0], There)
     else:
         stays_there = any_there
-    held = tree_map(lambda x: x.held if isinstance(x, There) else x, (args, kwargs))
-    result = function(*held[0], **held[1])
+
+    def held(x):
+        return x.held if isinstance(x, There) else x
+
+    result = function(*_each(args, held), **{k: _each(v, held) for k, v in kwargs.items()})
     if not stays_there:
         return result
-    result = tree_map(lambda x: There(x) if isinstance(x, Tensor) else x, result)
-    return return_and_correct_aliasing(function, args, kwargs, result) if any_there else result
+    result = _each(result, There)
+    if any_there and function._schema.is_mutable:  # what was written to is itself what is returned
+        return return_and_correct_aliasing(function, args, kwargs, result)
+    return result
 
 
 @contextmanager

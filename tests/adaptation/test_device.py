@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import bfmpipe
+from bfmpipe import plugins
 from bfmpipe.adaptation.base import Problem
 from bfmpipe.adaptation.checkpoint import Checkpoint
 from bfmpipe.adaptation.draws import Draws
@@ -15,11 +16,13 @@ from bfmpipe.networks import Tanh
 from bfmpipe.types import UserError
 
 from .elsewhere import There, pretended
-from .test_checkpoint import CASES, Copied, always_due, assert_same_points, make, run
+from .test_checkpoint import CASES, always_due, assert_same_points, make, run
 from .test_methods import make_problem
 from .test_together import SEEDS, joined, own_problem
 
 __all__ = ["always_due"]  # a fixture that is used by its name
+
+NAMES = plugins.names("adaptation")
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -60,8 +63,10 @@ def tensors_of(value, seen=None):
 
 
 @pytest.mark.usefixtures("same_arithmetic")
-@pytest.mark.parametrize("together", [False, True])
-@pytest.mark.parametrize(("name", "settings"), CASES)
+@pytest.mark.parametrize(
+    ("name", "settings", "together"),
+    [(*case, False) for case in CASES] + [(name, {}, True) for name in NAMES],
+)
 def test_there_every_method_does_what_it_does_here(name, settings, together):
     problem, seeds = make_problem(), [5]
     if together:
@@ -76,19 +81,29 @@ def test_there_every_method_does_what_it_does_here(name, settings, together):
     assert isinstance(method.z, There)
 
 
+class Seldom(Checkpoint):
+    """Writes early and, where a method advances by single steps, when it has learnt."""
+
+    advances = 0
+
+    def save(self, method, evaluations):
+        self.advances += 1
+        if self.advances in (2, 30):
+            super().save(method, evaluations)
+
+
 @pytest.mark.usefixtures("same_arithmetic")
-@pytest.mark.parametrize(("name", "settings"), CASES)
-def test_there_what_was_stopped_goes_on_in_the_same_bits(name, settings, tmp_path):
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "zero-shot"])
+def test_there_what_was_stopped_goes_on_in_the_same_bits(name, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
     with pretended() as device:
         problem = moved(make_problem(), device)
-        expected = run(make(name, problem, [5], settings), Copied(tmp_path / "it", {}))
-        files = sorted(tmp_path.glob("*.safetensors"), key=lambda path: int(path.stem))
-        assert files or name == "zero-shot"
-        for path in files[:: max(1, len(files) // 2)]:
-            method = make(name, problem, [5], settings)
-            points = run(method, Checkpoint(path, {}))
-            assert_same_points(points, expected, without_paths=range(1, len(points)))
-            assert method.z.device == device
+        expected = run(make(name, problem, [5], {}), Seldom(path, {}))
+        method, checkpoint = make(name, problem, [5], {}), Checkpoint(path, {})
+        points = run(method, checkpoint)
+        assert checkpoint.env_steps
+        assert_same_points(points, expected, without_paths=range(1, len(points)))
+        assert method.z.device == device
 
 
 def test_random_numbers_are_those_of_the_cpu():
