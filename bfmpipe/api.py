@@ -433,7 +433,7 @@ def adapt_together(
     check_domain(data, domain)
     module = plugins.load("adaptation", method)
     config = parse(module.Config, settings or {}, f"method {method}")
-    check_device(device, "device")
+    check_device(device, "device", kernels=True)
     models = [_on(device, one.model) for one in pretrained]
     problem = Problem(
         domain=domain,

@@ -135,7 +135,7 @@ def adapt(cfg: Adapt, *, model: Path, data: Path | None = None, latent: Path | N
     method = plugins.load("adaptation", cfg.method)
     settings = parse(method.Config, cfg.method_settings, f"method {cfg.method}")
     latent = latent or Path(f"{cfg.task}-{cfg.method}.safetensors")
-    check_device(cfg.device, "--device")
+    check_device(cfg.device, "--device", kernels=True)
     _check_writable(latent)
     _check_replaceable(latent)
     transitions = api.read_transitions(_dataset(model, data))

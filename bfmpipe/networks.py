@@ -317,8 +317,13 @@ def perturb(action: Tensor, noise: Tensor) -> Tensor:
 
 
 def reduce_heads(x: Tensor, pessimism: float) -> Tensor:
-    """mean - pessimism |x_1 - x_2| over the first axis of two heads: 0 the mean, .5 the minimum."""
-    if pessimism == 0 or len(x) == 1:
+    """mean - pessimism mean_{i != j} |x_i - x_j| over the first axis, the heads.
+
+    Of two heads, 0 is the mean and .5 the minimum.
+    """
+    n = len(x)
+    if pessimism == 0 or n == 1:
         return x.mean(0)
-    first, second = x
-    return x.mean(0) - pessimism * (first - second).abs()
+    if n == 2:
+        return x.mean(0) - pessimism * (x[0] - x[1]).abs()
+    return x.mean(0) - pessimism * (x[:, None] - x).abs().sum((0, 1)) / (n * n - n)

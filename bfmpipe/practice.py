@@ -2,11 +2,13 @@
 
 Episodes run side by side in rounds: they begin together, some in states of motions and the others
 where the domain's own do, and none ends early. Every `latent_steps` each environment is given
-another latent. Before the first update actions are random.
+another latent. Before the first update actions are random. A round in which the simulator meets a
+huge value, as it may from a frame of a motion that jumps, is forgotten and begun anew elsewhere.
 """
 
 import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -20,10 +22,11 @@ from bfmpipe.agents.trainer import NotFiniteError, Source
 from bfmpipe.data.tensors import load_tensors, save_tensors
 from bfmpipe.data.transitions import Transitions
 from bfmpipe.envs import Domain
-from bfmpipe.envs.batched import BatchedEnv
+from bfmpipe.envs.batched import BatchedEnv, UnstableError
 from bfmpipe.types import Array, UserError
 
 _STARTS = 0x57A7  # sets these random numbers apart from everybody else's
+_ATTEMPTS = 10  # at a round
 
 
 class Practice(Source):
@@ -48,6 +51,7 @@ class Practice(Source):
         self.steps = domain.config.episode_steps
         self.motion_obs = torch.from_numpy(np.asarray(motions.obs))
         self.motion_physics = motions.physics
+        self.frames = motions.episode, motions.step
         self.stretches = torch.from_numpy(motions.index_of(agent.config.motion_length))
         if not len(self.stretches):
             raise UserError(
@@ -58,6 +62,8 @@ class Practice(Source):
         self.env = BatchedEnv(domain, c.environments, threads)
         self.round, self.step = 0, 0
         """The running round, and control steps made in it."""
+        self.attempt = 0
+        """How often this round was begun anew."""
         segments = -(-self.steps // c.latent_steps)
         room = (c.rounds, c.environments)
         shapes = {
@@ -160,7 +166,7 @@ class Practice(Source):
         """The running round, and where the simulator and the generator stand."""
         slot, until = self.round % len(self.obs), slice(self.step + 1)
         return {
-            "at": torch.tensor([self.round, self.step]),
+            "at": torch.tensor([self.round, self.step, self.attempt]),
             "simulator": torch.from_numpy(self.env.state()),
             "generator": self.generator.get_state(),
             "obs": self.obs[slot, :, until],
@@ -171,7 +177,7 @@ class Practice(Source):
 
     def load_state(self, state: Mapping[str, Tensor], kept: Path) -> None:
         """Go on where `state` was taken, with the rounds before it from their files."""
-        self.round, self.step = (int(x) for x in state["at"])
+        self.round, self.step, self.attempt = (int(x) for x in state["at"])
         for number in self._remembered():
             try:
                 tensors, _ = load_tensors(_file(kept, number))
@@ -215,11 +221,12 @@ class Practice(Source):
         self.physics[slot, :, : physics.shape[1]] = physics.numpy()
 
     def _act(self, steps: int, *, at_random: bool = False) -> None:
-        for _ in range(steps):
+        made = 0
+        while made < steps:
             slot, t = self.round % len(self.obs), self.step
             obs, latent_steps = self.obs[slot], self.config.latent_steps
             if t == 0:
-                starts = self._starts()
+                starts, _ = self._starts()
                 obs[:, 0] = torch.from_numpy(self.env.reset(starts)).to(obs.device)
                 self.physics[slot, :, 0] = starts
             z = self.z[slot, :, t // latent_steps]
@@ -232,21 +239,50 @@ class Practice(Source):
             played = action.cpu().numpy()
             if not np.isfinite(played).all():
                 raise NotFiniteError("an action is not finite")
-            obs[:, t + 1] = torch.from_numpy(self.env.step(played)).to(obs.device)
+            try:
+                next_obs = self.env.step(played)
+            except UnstableError as error:
+                self._begin_anew(error)
+                continue
+            obs[:, t + 1] = torch.from_numpy(next_obs).to(obs.device)
             self.physics[slot, :, t + 1] = self.env.physics
             self.step += 1
+            made += 1
             if self.step == self.steps:
-                self.round, self.step = self.round + 1, 0
+                self.round, self.step, self.attempt = self.round + 1, 0, 0
 
-    def _starts(self) -> Array:
-        """Physics states (nenv, physics_dim) in which a round begins."""
-        rng = np.random.default_rng([self.seed, _STARTS, self.round])
+    def _begin_anew(self, error: UnstableError) -> None:
+        _, rows = self._starts()
+        row, where = rows[error.simulation], "where the domain's episodes begin"
+        if row >= 0:
+            where = "in frame {1} of motion {0}".format(*(int(of[row]) for of in self.frames))
+        what = (
+            f"{self.domain.name}: an episode of practice that began {where} became unstable after "
+            f"{self.step} control steps"
+        )
+        if self.attempt + 1 == _ATTEMPTS:
+            raise UserError(
+                f"{what}, and so did {_ATTEMPTS - 1} others in its place; take such frames out of "
+                "the motions"
+            ) from error
+        print(f"warning: {what}; round {self.round} begins anew", file=sys.stderr)
+        self.step, self.attempt = 0, self.attempt + 1
+
+    def _starts(self) -> tuple[Array, Array]:
+        """Physics states (nenv, physics_dim) in which a round begins; their rows in the motions.
+
+        The row of a state that is of no motion is -1.
+        """
+        again = [self.attempt] if self.attempt else []
+        rng = np.random.default_rng([self.seed, _STARTS, self.round, *again])
         nenv = self.env.nenv
         starts = self.domain.start_states(nenv, rng)
         in_motion = np.flatnonzero(rng.random(nenv) < self.config.motion_starts)
         rows = rng.integers(len(self.motion_physics), size=len(in_motion))
         starts[in_motion] = self.motion_physics[rows]
-        return starts
+        begun = np.full(nenv, -1)
+        begun[in_motion] = rows
+        return starts, begun
 
     def _latents(self, n: int) -> Tensor:
         """By goals among the states that were passed, and before there are any of the motions."""

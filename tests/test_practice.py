@@ -1,5 +1,7 @@
 """What an agent does while it trains: true transitions, remembered as long as they should be."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -342,6 +344,61 @@ def test_an_actor_that_is_broken_is_named_as_such(domain, tmp_path):
         "training broke down: an action is not finite after update 8; lower the learning rates; "
         f"the last good state is in {tmp_path / 'checkpoint.safetensors'}"
     )
+
+
+def with_bad_frames(practice, rows):
+    """Some frames that are finite, but that the simulator cannot go on from."""
+    practice.motion_physics = practice.motion_physics.copy()
+    practice.motion_physics[rows, -1] = 1e12
+    return practice
+
+
+def test_a_round_from_a_frame_that_the_simulator_cannot_go_on_from_begins_anew(domain, capsys):
+    practice = with_bad_frames(make(domain, practice={"motion_starts": 1.0}), slice(None, None, 8))
+    practise(practice, 30)
+    assert practice.practised == 3 * (8 + 5 * 29)
+    warnings = capsys.readouterr().err.splitlines()
+    assert warnings
+    said = (
+        r"warning: point_mass_maze: an episode of practice that began in frame (\d) of motion (\d) "
+        r"became unstable after 0 control steps; round \d+ begins anew"
+    )
+    found = [re.fullmatch(said, line).groups() for line in warnings]
+    assert {(int(motion) * 10 + int(frame)) % 8 for frame, motion in found} == {0}
+    assert practice.attempt == 0
+    columns = remembered(practice)
+    assert all(np.isfinite(columns[name]).all() for name in ("obs", "action", "physics"))
+    assert columns["physics"][columns["step"] == 0][:, -1].max() < 1e12
+
+
+def test_where_most_frames_are_bad_practice_ends_and_names_one(domain):
+    practice = with_bad_frames(make(domain, practice={"motion_starts": 1.0}), slice(None))
+    said = (
+        r"an episode of practice that began in frame \d of motion \d became unstable after 0 "
+        "control steps, and so did 9 others in its place; take such frames out of the motions"
+    )
+    with pytest.raises(UserError, match=said):
+        practise(practice, 1)
+
+
+def test_a_resumed_training_begins_a_round_anew_where_the_straight_one_did(domain, tmp_path):
+    def training():
+        made = trainer(domain)
+        with_bad_frames(made.data, slice(None, None, 6))
+        return made
+
+    straight, interrupted, resumed = training(), training(), training()
+    straight.run(tmp_path / "straight.safetensors")
+
+    def interrupt(made):
+        interrupted.seen = getattr(interrupted, "seen", 0) + made
+        if interrupted.seen == 26:
+            raise InterruptionError
+
+    with pytest.raises(InterruptionError):
+        interrupted.run(tmp_path / "checkpoint.safetensors", interrupt)
+    resumed.run(tmp_path / "checkpoint.safetensors")
+    assert resumed.losses == straight.losses
 
 
 def test_only_rounds_that_are_remembered_stay_on_disk(domain, tmp_path):

@@ -200,7 +200,7 @@ class Method(BaseMethod):
             starts = self.problem.domain.start_states(c.pool_starts, rng)
             context, context_reward, earned = self._play_pool(model, latents, starts, reward)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**31)))
+            torch.default_generator.manual_seed(int(rng.integers(2**31)))
             adapter = Adapter(c.hidden_dim).to(self.problem.device)
         fit(adapter, context, context_reward, w, z, latents, earned, c, generator)
         return adapter.requires_grad_(False)

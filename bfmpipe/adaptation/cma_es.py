@@ -63,8 +63,8 @@ class CMA:
     ) -> None:
         self.mean = mean.double().clone()
         tasks, d = mean.shape
-        self.sigma = torch.full_like(self.mean[:, 0], sigma)
-        self.C = torch.eye(d).to(self.mean).expand(tasks, -1, -1).clone()
+        self.sigma = torch.full((tasks,), sigma, dtype=torch.float64)
+        self.C = torch.eye(d, dtype=torch.float64).expand(tasks, -1, -1).clone()
         self.p_sigma = torch.zeros_like(self.mean)
         self.p_c = torch.zeros_like(self.mean)
         self.generations = 0
@@ -91,7 +91,7 @@ class CMA:
             (1 - self.c_1 - self.c_mu) / (d * self.c_mu),
         )
         scale = negative / worse.abs().sum() if negative_weights else 0.0
-        self.weights = torch.cat([better / better.sum(), worse * scale]).to(self.mean)
+        self.weights = torch.cat([better / better.sum(), worse * scale])
         self.expected_norm = math.sqrt(d) * (1 - 1 / (4 * d) + 1 / (21 * d**2))
 
     def _decompose(self) -> None:
@@ -102,7 +102,7 @@ class CMA:
     def ask(self, draws: Draws) -> Tensor:
         """lambda points of each search, (T, lambda, d), float64."""
         tasks, d = self.mean.shape
-        noise = draws.normal(tasks, len(self.weights), d, dtype=self.mean.dtype)
+        noise = draws.normal(tasks, len(self.weights), d, dtype=self.mean.dtype).to(self.mean)
         y = (noise * self.D[:, None]) @ self.B.mT
         return self.mean[:, None] + self.sigma[:, None, None] * y
 
@@ -159,8 +159,9 @@ class Method(LookaheadMethod):
 
     def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
         super().__init__(config, problem, seeds)
+        # on the CPU: another device would choose other eigenvectors, and with them other points
         self.search = CMA(
-            problem.z,
+            problem.z.cpu(),
             config.sigma,
             config.latents,
             negative_weights=config.negative_weights,
@@ -173,7 +174,7 @@ class Method(LookaheadMethod):
             return False
         points = self.search.ask(self.draws)
         z = project_z(points).to(self.z)
-        self.search.tell(points, self.scores(z, self.task_starts(states)))
+        self.search.tell(points, self.scores(z, self.task_starts(states)).cpu())
         self.search.rescale(math.sqrt(self.z.shape[-1]))
         self.z = project_z(self.search.mean).to(self.z)
         return True

@@ -66,7 +66,7 @@ class Draws:
         with torch.random.fork_rng(devices=[]):
             parts = []
             for seed in self.seeds:
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)
                 parts.append(make(rows // len(self.seeds)))
             whole = make(rows)
         with torch.no_grad():

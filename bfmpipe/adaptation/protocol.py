@@ -112,6 +112,7 @@ def adapt(
     first = evaluate(method, starts)
     later = checkpoint.resume(method) if checkpoint else []
     yield first
+    del first  # its paths may be gigabytes
     yield from later
     evaluated = later[-1].env_steps if later else 0
     while True:
@@ -119,7 +120,7 @@ def adapt(
             point = evaluate(method, starts)
             yield point
             evaluated = method.env_steps
-            later.append(replace(point, physics=point.physics[:0]))
+            later.append(replace(point, physics=np.empty((0, *point.physics.shape[1:]))))
         if not method.advance():
             break
         # where nothing was spent since, the last evaluation may be the one whose paths are wanted

@@ -43,9 +43,18 @@ class AgentConfig(Config):
         if isinstance(name, str):
             if name not in cls.presets:
                 raise ValueError(f"there is no preset {name!r}; valid: {', '.join(cls.presets)}")
-            settings = {**cls.presets[name], **given}
+            settings = _laid_over(cls.presets[name], given)
         # behind a validator of ours pydantic no longer takes JSON's lists for tuples
         return {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+
+
+def _laid_over(preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset with what is given beside it, section by section."""
+    merged = {**preset, **given}
+    for key, section in preset.items():
+        if isinstance(section, Mapping) and isinstance(given.get(key), Mapping):
+            merged[key] = _laid_over(section, given[key])
+    return merged
 
 
 class Model(nn.Module, ABC):

@@ -14,6 +14,7 @@ from bfmpipe.agents.graphs import Graphs
 from bfmpipe.agents.products import fast_float32
 from bfmpipe.config import Config
 from bfmpipe.data.tensors import load_training_state, training_state
+from bfmpipe.kernels.extension import without_cuda
 from bfmpipe.types import UserError
 
 
@@ -32,8 +33,13 @@ class LearnerConfig(Config):
     """On a GPU, record an update once and replay it by one launch: see `graphs`."""
 
 
-def check_device(device: str, setting: str) -> None:
+def check_device(device: str, setting: str, *, kernels: bool = False) -> None:
     """Refuse a device that is unknown, or not there, naming the setting that asks for it.
+
+    Args:
+        device: "cpu" or "cuda".
+        setting: what it is called.
+        kernels: whether bfmpipe's own kernels run there.
 
     Raises:
         UserError: so.
@@ -45,6 +51,9 @@ def check_device(device: str, setting: str) -> None:
             f"{setting} is cuda, but torch finds no usable GPU on this machine; set it to cpu, or "
             "install a torch that is built for the GPU's driver"
         )
+    if device == "cuda" and kernels and (problem := without_cuda()):
+        reason, mend = problem
+        raise UserError(f"{setting} is cuda, but {reason}; set it to cpu{mend and f', or {mend}'}")
 
 
 class Learner:

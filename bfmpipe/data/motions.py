@@ -28,6 +28,14 @@ from bfmpipe.types import Array, UserError
 _PARTS = {"qpos": "nq", "qvel": "nv", "act": "na"}
 """Arrays of a motion, and what MuJoCo's model calls their widths."""
 _HDF5 = (".h5", ".hdf5")
+_UNREADABLE = (  # TypeError: a single array
+    OSError,
+    ValueError,
+    TypeError,
+    EOFError,
+    zipfile.BadZipFile,
+    NotImplementedError,
+)
 _END = 2**16  # bytes
 _FREE = ("episode_steps", "start")  # settings of a domain that its motions need not share
 
@@ -128,12 +136,20 @@ class Explorer:
             raise UserError(f"{where}: frame {np.argmin(finite)} has a number that is not finite")
         if rows < 2:
             raise UserError(f"{where}: a motion of {rows} frame; it needs two or more")
+        with np.errstate(invalid="ignore", divide="ignore"):  # of a quaternion of zeros
+            obs = self.domain.observe(self.domain.split(physics))
+        finite = np.isfinite(obs).all(axis=1)
+        if not finite.all():
+            raise UserError(
+                f"{where}: frame {np.argmin(finite)} is no state of {self.domain.name}: what is "
+                "observed in it is not finite"
+            )
         self._digest.update(np.ascontiguousarray(physics).tobytes())
         self._taken += 1
         return {
             "episode": np.full(rows, self._taken - 1, np.int32),
             "step": np.arange(rows, dtype=np.int32),
-            "obs": self.domain.observe(self.domain.split(physics)),
+            "obs": obs,
             "action": np.zeros((rows, self.domain.action_dim), np.float32),
             "physics": physics,
         }
@@ -142,7 +158,7 @@ class Explorer:
         try:
             with np.load(path, allow_pickle=False) as file:
                 found = {name: file[name] for name in _PARTS if name in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        except _UNREADABLE as error:
             said = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{path}: cannot be read as an npz file ({said})") from error
         yield str(path), self._joined(str(path), found)

@@ -17,6 +17,17 @@ _STAGE = int(mujoco.mjtStage.mjSTAGE_VEL)
 _UNSTABLE = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), None)
 
 
+class UnstableError(UserError):
+    """A simulation met a NaN or a huge value; `simulation` says which."""
+
+    def __init__(self, domain: Domain, simulation: int) -> None:
+        self.simulation = simulation
+        super().__init__(
+            f"{domain.name}: simulation {simulation} became unstable; "
+            "actions must be finite and within [-1, 1]"
+        )
+
+
 class BatchedEnv:
     """`nenv` copies of a domain; bit-identical to stepping them one by one, at any thread count.
 
@@ -51,6 +62,7 @@ class BatchedEnv:
         simulation, so what follows depends on `physics` and the actions alone.
         """
         self._batch.state[:] = self._fresh
+        self._batch.warning[:] = 0
         self._physics[:] = physics
         self._batch.forward(stage=int(self.domain.reset_stage))
         return self.observe()
@@ -70,17 +82,14 @@ class BatchedEnv:
         """Apply `action` (nenv, action_dim), in [-1, 1], for one control step; observations.
 
         Raises:
-            UserError: where a simulation became unstable, which MuJoCo itself passes over.
+            UnstableError: where a simulation became unstable, which MuJoCo itself passes over.
         """
         self._ctrl[:] = action
         self._batch.step(nstep=self.domain.config.physics_steps, stage=_STAGE)
         warnings = self._batch.warning[:, _UNSTABLE, 1]
         if warnings.any():
             bad = int(np.flatnonzero(warnings.any(axis=1))[0])
-            raise UserError(
-                f"{self.domain.name}: simulation {bad} became unstable; "
-                "actions must be finite and within [-1, 1]"
-            )
+            raise UnstableError(self.domain, bad)
         return self.observe()
 
     def observe(self) -> Array:

@@ -85,16 +85,18 @@ def _find_cuda() -> ModuleType | None:
 
 def cuda_problem() -> str | None:
     """Say in one sentence why the CUDA kernels cannot run here; None where they can."""
+    reason, mend = without_cuda() or ("", "")
+    return f"{reason}; move the tensors to the CPU{mend and f', or {mend}'}." if reason else None
+
+
+def without_cuda() -> tuple[str, str] | None:
+    """Why the CUDA kernels cannot run here, and what would help; None where they can."""
     module = _find_cuda()
     if module is None:
-        return (
-            "bfmpipe was built without CUDA kernels; move the tensors to the CPU, or install "
-            "nvcc and reinstall with BFMPIPE_CUDA=ON."
-        )
+        mend = "install nvcc and reinstall with BFMPIPE_CUDA=ON"
+        return "bfmpipe was built without CUDA kernels", mend
     if reason := module.unavailable():
-        return (
-            f"bfmpipe's CUDA kernels cannot use a GPU here ({reason}); move the tensors to the CPU."
-        )
+        return f"bfmpipe's CUDA kernels cannot use a GPU here ({reason})", ""
     return None
 
 

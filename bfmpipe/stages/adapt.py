@@ -67,7 +67,7 @@ def adapt(
     for name, paths in files.items():
         if len(paths) != len(cfg.seeds):
             raise UserError(f"{len(paths)} paths of {name} for {len(cfg.seeds)} seeds; one each")
-    check_device(cfg.device, "adapt.device")
+    check_device(cfg.device, "adapt.device", kernels=True)
     label = cfg.label or cfg.method.name
     pretrained = [read_model(directory, cfg.domain, cfg.agent) for directory in model]
     domain = pretrained[0].domain
@@ -105,7 +105,7 @@ def adapt(
                 bar.refresh()
             if len(points) > 1:  # of those between the first and the last, paths are not stored
                 points[-1] = tuple(replace(one, physics=np.empty(0)) for one in points[-1])
-            points.append(point)
+            points.append(tuple(_shown(one) for one in point))
             returns = np.mean([one.returns.mean() for one in point])
             bar.set_postfix({"return": f"{returns:.1f}"}, refresh=False)
             bar.update(max(0, point[0].env_steps - bar.n))
@@ -127,6 +127,11 @@ def adapt(
             f"after {own[-1].env_steps:,} environment steps a task"
         )
     checkpoint.remove()
+
+
+def _shown(point: Evaluated) -> Evaluated:
+    """The same with the paths that are stored."""
+    return replace(point, physics=point.physics[:, :, :SHOWN_EPISODES].copy())
 
 
 def _identity(
@@ -181,8 +186,7 @@ def _curves(
 def _trajectories(tasks: list[Task], before: Evaluated, after: Evaluated) -> Table:
     blocks = []
     for phase, point in {"before": before, "after": after}.items():
-        physics = point.physics[:, :, :SHOWN_EPISODES]
-        steps, count, episodes, width = physics.shape
+        steps, count, episodes, width = point.physics.shape
         blocks.append(
             {
                 "family": np.repeat([task.family for task in tasks], episodes * steps),
@@ -190,7 +194,7 @@ def _trajectories(tasks: list[Task], before: Evaluated, after: Evaluated) -> Tab
                 "phase": np.full(count * episodes * steps, phase),
                 "episode": np.tile(np.repeat(np.arange(episodes), steps), count),
                 "step": np.tile(np.arange(steps), count * episodes),
-                "physics": physics.transpose(1, 2, 0, 3).reshape(-1, width),
+                "physics": point.physics.transpose(1, 2, 0, 3).reshape(-1, width),
             }
         )
     columns = {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}

@@ -12,6 +12,7 @@ from bfmpipe.adaptation.base import Problem
 from bfmpipe.adaptation.checkpoint import Checkpoint
 from bfmpipe.adaptation.draws import Draws
 from bfmpipe.adaptation.protocol import Evaluation
+from bfmpipe.kernels.extension import cuda_problem
 from bfmpipe.networks import Tanh
 from bfmpipe.types import UserError
 
@@ -24,7 +25,9 @@ __all__ = ["always_due"]  # a fixture that is used by its name
 
 NAMES = plugins.names("adaptation")
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available() or cuda_problem() is not None, reason="needs a GPU"
+)
 
 
 def moved(problem, device):
@@ -76,6 +79,8 @@ def test_there_every_method_does_what_it_does_here(name, settings, together):
         method = make(name, moved(problem, device), seeds, settings)
         points = run(method)
         assert_same_points(points, expected, without_paths=())
+        if name == "cma-es":
+            del method.search  # which is on the CPU everywhere
         here = [x for x in tensors_of(method) if x.device != device and x.dim()]
     assert not here, f"{len(here)} tensors, one of {tuple(here[0].shape)}"
     assert isinstance(method.z, There)
@@ -139,14 +144,13 @@ def test_the_pretended_device_refuses_what_a_gpu_refuses():
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_on_a_gpu_every_method_does_what_it_does_here(name, settings, together):
-    """Until rounding has grown: in the first evaluation, and in the first move of the latent."""
     problem, seeds = make_problem(), [5]
     if together:
         problem, seeds = joined([own_problem(seed) for seed in SEEDS]), SEEDS
     expected = run(make(name, problem, seeds, settings))
     points = run(make(name, moved(problem, torch.device("cuda")), seeds, settings))
     assert [point.env_steps for point in points] == [point.env_steps for point in expected]
-    for one, other in zip(points[:2], expected[:2], strict=True):
+    for one, other in zip(points, expected, strict=True):
         np.testing.assert_allclose(one.z, other.z, rtol=1e-2, atol=1e-2)
         np.testing.assert_allclose(one.returns, other.returns, rtol=1e-2, atol=1e-2)
 

@@ -1,5 +1,8 @@
 """What every method must keep to, and what each one is, on the maze with an untrained model."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -295,3 +298,17 @@ def test_off_policy_budgets_that_allow_no_update_say_so():
 def test_lola_needs_two_latents():
     with pytest.raises(UserError, match="latents"):
         make("lola", make_problem(), latents=1)
+
+
+def test_paths_of_evaluations_that_are_over_are_not_held():
+    """They may be gigabytes, and all but the first and the last are looked at once."""
+    problem = make_problem(budget=400)
+    paths = []
+    for point in adapt(make("lola", problem), start_states(problem.domain, STARTS_CONFIG), 40):
+        gc.collect()
+        assert sum(path() is not None for path in paths) <= 1
+        whole = point.physics.base if point.physics.base is not None else point.physics
+        paths.append(weakref.ref(whole))
+        del whole
+        del point
+    assert len(paths) > 4

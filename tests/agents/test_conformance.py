@@ -499,9 +499,19 @@ def test_every_preset_parses_and_the_small_ones_act(name):
         assert model.actor(obs, z).shape == (3, ACTION)
     one = parse(module.Config, {"preset": "small", "batch": 8}, name)
     assert one.batch == 8  # what stands beside a preset wins
+
     first = next(iter(presets))
     with pytest.raises(UserError, match=f"there is no preset 'none'; valid: {first}"):
         parse(module.Config, {"preset": "none"}, name)
+
+
+def test_what_stands_beside_a_preset_wins_in_its_sections_too():
+    given = {"preset": "small", "practice": {"latent_steps": 7}, "critic": {"num_parallel": 1}}
+    config = parse(plugins.load("agents", "fb_cpr").Config, given, "fb_cpr")
+    small = parse(plugins.load("agents", "fb_cpr").Config, {"preset": "small"}, "fb_cpr")
+    assert config.practice == small.practice.model_copy(update={"latent_steps": 7})
+    assert config.critic == small.critic.model_copy(update={"num_parallel": 1})
+    assert config.actor == small.actor
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS.keys() - {"fb_cpr"}))

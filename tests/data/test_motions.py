@@ -188,6 +188,14 @@ def test_what_is_no_motion_is_refused(walker, tmp_path):
     broken[2, 4] = np.nan
     np.savez(tmp_path / "a.npz", qpos=broken, qvel=np.zeros((3, 9)))
     refused("frame 2 has a number that is not finite")
+    with (tmp_path / "a.npz").open("wb") as file:
+        np.save(file, broken)
+    refused(r"a\.npz: cannot be read as an npz file")
+    physics = make_domain("humanoid", {}).start_states(3, np.random.default_rng(0))
+    physics[1, 3:7] = 0  # of a quaternion
+    save(tmp_path / "a.npz", physics, 76)
+    refused(r"a\.npz: frame 1 is no state of humanoid: what is", domain=make_domain("humanoid", {}))
+    (tmp_path / "a.npz").unlink()
     write_trajectories(tmp_path / "t.parquet", walker)
     refused("no task run; it has stand, walk", "t.parquet", tasks=("walk", "run"))
     write_trajectories(tmp_path / "t.parquet", walker, owner="cheetah")

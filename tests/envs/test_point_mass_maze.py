@@ -283,6 +283,11 @@ def test_nan_is_not_passed_over():
     env.reset(domain.start_states(2, np.random.default_rng(0)))
     with pytest.raises(UserError, match="simulation 1 became unstable"):
         env.step(np.array([[0, 0], [np.nan, 0]]))
+    starts = domain.start_states(2, np.random.default_rng(0))
+    env.reset(starts)  # which is as in a new one
+    other = BatchedEnv(domain, 2, 1)
+    other.reset(starts)
+    assert np.array_equal(env.step(np.ones((2, 2))), other.step(np.ones((2, 2))))
 
 
 def test_unknown_task_and_setting():
