@@ -37,9 +37,12 @@ PRACTICE = {
 }
 
 
+DOMAIN = make_domain("point_mass_maze", {"physics_steps": 5, "episode_steps": STEPS})
+
+
 @pytest.fixture(scope="module")
 def domain():
-    return make_domain("point_mass_maze", {"physics_steps": 5, "episode_steps": STEPS})
+    return DOMAIN
 
 
 def motions(domain, episodes=4, steps=9):

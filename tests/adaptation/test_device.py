@@ -15,8 +15,8 @@ from bfmpipe.adaptation.protocol import Evaluation
 from bfmpipe.kernels.extension import cuda_problem
 from bfmpipe.networks import Tanh
 from bfmpipe.types import UserError
+from tests.elsewhere import There, pretended
 
-from .elsewhere import There, pretended
 from .test_checkpoint import CASES, always_due, assert_same_points, make, run
 from .test_methods import make_problem
 from .test_together import SEEDS, joined, own_problem

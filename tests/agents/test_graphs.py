@@ -29,13 +29,18 @@ AGENTS = {
 }
 
 
-def learner(agent, seeds, **how):
+def agents_of(agent, seeds):
     name = agent.split(",")[0]
     module = plugins.load("agents", name)
     agents = []
     for seed in seeds:
         torch.manual_seed(seed)
         agents.append(module.Agent(module.Config(**SMALL, **AGENTS[agent]), OBS, ACTION))
+    return agents
+
+
+def learner(agent, seeds, **how):
+    agents = agents_of(agent, seeds)
     generators = [torch.Generator("cuda").manual_seed(seed) for seed in seeds]
     return Learner(agents, generators, LearnerConfig(device="cuda", **how))
 

@@ -45,9 +45,28 @@ class There(Tensor):
             raise TypeError("numpy() of a tensor that is there")
         return self.detach().cpu().numpy()
 
+    def tolist(self):
+        return self.detach().cpu().tolist()
+
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         return _call(function, args, kwargs or {})
+
+
+class Generator(torch.Generator):
+    """One that says it is where it was made for; its numbers are the CPU's."""
+
+    def __new__(cls, device="cpu"):
+        generator = super().__new__(cls)
+        generator.where = torch.device(device)
+        return generator
+
+    def __init__(self, device="cpu"):
+        pass
+
+    @property
+    def device(self):
+        return self.where
 
 
 class _Mode(TorchDispatchMode):
