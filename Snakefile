@@ -9,6 +9,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from bfmpipe import experiment
+from bfmpipe.agents.learner import check_device
 from bfmpipe.config import load_yaml
 from bfmpipe.types import UserError
 
@@ -75,6 +76,19 @@ rule all:
             agent=exp.agents,
             seed=exp.seeds,
         ),
+
+
+onstart:
+    # before any old result is removed, and where the jobs run on this machine
+    if workflow.executor_plugin.common_settings.local_exec:
+        needed = {job.rule.name for job in workflow.dag.needrun_jobs()}
+        try:
+            if needed & {"pretrain", "practise"}:
+                check_device(exp.pretrain.device, "pretrain.device")
+            if "adapt" in needed:
+                check_device(exp.adapt.device, "adapt.device", kernels=True)
+        except UserError as error:
+            raise WorkflowError(str(error)) from None
 
 
 onsuccess:

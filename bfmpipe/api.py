@@ -14,7 +14,7 @@ print(bfmpipe.play(pretrained, goal.z[0], starts).physics[-1])
 
 import copy
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -344,6 +344,7 @@ def adapt(
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str = "cpu",
+    watch: Callable[[int], object] | None = None,
 ) -> Iterator[Evaluated]:
     """Adapt to T tasks at once; an evaluation before, every `every` episodes, and after.
 
@@ -360,6 +361,7 @@ def adapt(
         seed: of the method's randomness; the evaluation has its own.
         device: of networks and what they learn from, "cpu" or "cuda"; the simulator is on the CPU.
             The random numbers are the same, what is made of them but for rounding.
+        watch: called with the environment steps that were spent, a task, whenever there are more.
 
     Raises:
         UserError: for unknown names or settings, tasks or a latent that do not fit, a budget that
@@ -377,6 +379,7 @@ def adapt(
         settings=settings,
         seeds=[seed],
         device=device,
+        watch=watch,
     )
     return (point for (point,) in points)
 
@@ -395,6 +398,7 @@ def adapt_together(
     seeds: Sequence[int],
     device: str = "cpu",
     checkpoint: Checkpoint | None = None,
+    watch: Callable[[int], object] | None = None,
 ) -> Iterator[tuple[Evaluated, ...]]:
     """`adapt` for S models at once, as one batch of S x T tasks; an evaluation of each at a time.
 
@@ -413,6 +417,7 @@ def adapt_together(
         seeds: of the method's randomness, one a model.
         device: see `adapt`.
         checkpoint: where to go on, and what to write on the way; nothing if None.
+        watch: see `adapt`.
 
     Raises:
         UserError: as `adapt`, or for models that differ in more than their weights.
@@ -447,5 +452,6 @@ def adapt_together(
     )
     running = module.Method(config, problem, seeds)
     starts = start_states(domain, evaluation or Evaluation())
-    points = run_protocol(running, starts, every * domain.config.episode_steps, checkpoint)
+    steps = every * domain.config.episode_steps
+    points = run_protocol(running, starts, steps, checkpoint, watch)
     return (point.split(len(models)) for point in points)

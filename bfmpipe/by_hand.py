@@ -43,6 +43,7 @@ Settings = dict[str, JsonValue]
 
 _FAMILY = "by-hand"  # every task belongs to a family; here it is its only one
 _HUMANOID = "humanoid"  # what public checkpoints were trained on
+_ROUND = 256  # episodes that are played side by side
 _ROAM = "roam"  # what settings of a data set are called that says how a model roamed
 
 
@@ -142,23 +143,26 @@ def adapt(cfg: Adapt, *, model: Path, data: Path | None = None, latent: Path | N
     inferred = api.infer(pretrained, [task], transitions, inference=cfg.infer, seed=cfg.seed)
     evaluation = Evaluation(episodes=cfg.evaluate)
     began = time.perf_counter()
-    points = _watched(
-        cfg,
+    evaluations = api.adapt(
         pretrained,
-        api.adapt(
-            pretrained,
-            [task],
-            inferred,
-            transitions,
-            method=cfg.method,
-            episodes=cfg.episodes,
-            every=cfg.every,
-            evaluation=evaluation,
-            settings=cfg.method_settings,
-            seed=cfg.seed,
-            device=cfg.device,
-        ),
+        [task],
+        inferred,
+        transitions,
+        method=cfg.method,
+        episodes=cfg.episodes,
+        every=cfg.every,
+        evaluation=evaluation,
+        settings=cfg.method_settings,
+        seed=cfg.seed,
+        device=cfg.device,
+        watch=lambda steps: bar.update(max(0, steps - bar.n)),
     )
+    points, budget = [], cfg.episodes * pretrained.domain.config.episode_steps
+    with progress(budget, f"{cfg.method} {cfg.task}", "step") as bar:
+        for point in evaluations:
+            points.append(point)
+            seen = {"return": f"{point.returns.mean():.2f}", "cosine": f"{point.cosine[0]:.3f}"}
+            bar.set_postfix(seen, refresh=False)
     seconds = time.perf_counter() - began
     first, last = points[0], points[-1]
     spent = last.env_steps / pretrained.domain.config.episode_steps
@@ -457,21 +461,6 @@ def _check_video(pretrained: api.Pretrained, video: Path) -> None:
     _check_writable(video)
 
 
-def _watched(
-    cfg: Adapt, pretrained: api.Pretrained, evaluations: Iterator[Evaluated]
-) -> list[Evaluated]:
-    """Run an adaptation, saying how it goes."""
-    points = []
-    budget = cfg.episodes * pretrained.domain.config.episode_steps
-    with progress(budget, f"{cfg.method} {cfg.task}", "step") as bar:
-        for point in evaluations:
-            points.append(point)
-            seen = {"return": f"{point.returns.mean():.2f}", "cosine": f"{point.cosine[0]:.3f}"}
-            bar.set_postfix(seen, refresh=False)
-            bar.update(point.env_steps - bar.n)
-    return points
-
-
 def _described(pretrained: api.Pretrained, task: Task) -> str:
     """The task with its settings: they are the domain's defaults where none were given."""
     settings = task.settings.model_dump(mode="json", exclude={"digest"})
@@ -510,7 +499,13 @@ def _play(
     domain = pretrained.domain
     drawn = evaluation.model_copy(update={"episodes": max(evaluation.episodes, cfg.episodes)})
     starts = start_states(domain, drawn)[: cfg.episodes]
-    returns, physics, rewards = played(pretrained, task, z, starts)
+    rounds, shown = [], (np.empty(0), np.empty(0))
+    for first in range(0, len(starts), _ROUND):
+        of_round, *paths = played(pretrained, task, z, starts[first : first + _ROUND])
+        rounds.append(of_round)
+        if first == 0:
+            shown = (paths[0], paths[1])
+    returns = np.concatenate(rounds)
     for i, value in enumerate(returns, start=1):
         print(f"episode {i:<4}{value:10.2f}")
     part = f", the first of the evaluation's {drawn.episodes}"
@@ -519,12 +514,13 @@ def _play(
         f"episode{'s' * (len(returns) > 1)}{part * (len(returns) < drawn.episodes)}"
     )
     if video:
-        so_far = np.concatenate([np.zeros((1, len(starts))), np.cumsum(rewards, axis=0)])
+        physics, rewards = shown
+        so_far = np.concatenate([np.zeros_like(rewards[:1]), np.cumsum(rewards, axis=0)])
 
         def caption(step: int, episode: int) -> str:
             return f"step {step}  return {so_far[step, episode]:.1f}"
 
-        film(domain, video, physics, caption)
+        film(domain, video, physics, caption, task)
         print(video)
 
 

@@ -420,6 +420,10 @@ def _check_names(experiment: Experiment, where: str) -> None:
             f"{where}: methods: {ZERO_SHOT} is missing; every table compares with it, so add "
             f"'{ZERO_SHOT}: {{}}'"
         )
+    place = Path(experiment.results)
+    for path in (place, *place.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{where}: results: {path} is a file; name a directory")
     if experiment.name in {*experiment.domains, *_DIRECTORIES}:
         raise UserError(
             f"{where}: name: {experiment.results}/{experiment.name} holds other files; choose "

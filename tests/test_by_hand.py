@@ -148,6 +148,14 @@ def test_a_saved_latent_plays_as_it_was_evaluated(tiny, latent, capsys):
     np.testing.assert_allclose(rewards.sum(0), returns, rtol=1e-12)
 
 
+def test_many_episodes_are_played_in_rounds(latent, capsys, monkeypatch):
+    assert main(["play", str(latent), "--episodes", "5"]) == 0
+    whole = capsys.readouterr().out
+    monkeypatch.setattr(by_hand, "_ROUND", 2)
+    assert main(["play", str(latent), "--episodes", "5"]) == 0
+    assert capsys.readouterr().out == whole
+
+
 @pytest.mark.parametrize("episodes", [1, 5])
 def test_any_number_of_episodes_is_played(latent, capsys, episodes):
     _, header = load_tensors(latent)
@@ -546,7 +554,8 @@ for episodes, name in ((3, "a.gif"), (3, "a.png"), (2, "a.mp4"), (1, "nowhere/b.
 from bfmpipe.envs import make_domain
 domain = make_domain("point_mass_maze", {"physics_steps": 5, "episode_steps": 20})
 starts = start_states(domain, Evaluation(episodes=3))
-np.save("starts.npy", rendering.render(domain, starts, 64, 48))
+(task,) = domain.tasks("mine", ["reach_top_left"], {})
+np.save("starts.npy", rendering.render(domain, starts, 64, 48, task))
 """
 
 # what ffmpeg is given is kept as it came; it fails where the file is to be called b.mp4

@@ -578,6 +578,15 @@ def test_a_gpu_is_not_asked_for_where_only_jobs_need_it(smoke, monkeypatch):
     experiment.check(smoke, "my.yaml")
 
 
+@pytest.mark.parametrize("results", ["a", "a/b"])
+def test_results_where_a_file_is_are_refused(smoke, tmp_path, monkeypatch, results):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").write_text("mine")
+    smoke["results"] = results
+    with pytest.raises(UserError, match=r"^my\.yaml: results: a is a file; name a directory$"):
+        experiment.check(smoke, "my.yaml")
+
+
 @pytest.mark.parametrize("section", ["seeds", "domains", "agents", "methods", "collect", "adapt"])
 def test_a_missing_section_is_named(smoke, section):
     del smoke[section]

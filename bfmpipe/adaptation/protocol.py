@@ -96,7 +96,11 @@ def evaluate(method: Method, starts: Array) -> Evaluated:
 
 
 def adapt(
-    method: Method, starts: Array, every: int, checkpoint: "Checkpoint | None" = None
+    method: Method,
+    starts: Array,
+    every: int,
+    checkpoint: "Checkpoint | None" = None,
+    watch: Callable[[int], object] | None = None,
 ) -> Iterator[Evaluated]:
     """Spend the method's budget; evaluate before, every `every` environment steps, and after.
 
@@ -108,6 +112,7 @@ def adapt(
         every: environment steps a task.
         checkpoint: where it goes on, if it was stopped before; the evaluations made until then
             come without paths.
+        watch: told of the environment steps spent, after every advance.
     """
     first = evaluate(method, starts)
     later = checkpoint.resume(method) if checkpoint else []
@@ -123,6 +128,8 @@ def adapt(
             later.append(replace(point, physics=np.empty((0, *point.physics.shape[1:]))))
         if not method.advance():
             break
+        if watch:
+            watch(method.env_steps)
         # where nothing was spent since, the last evaluation may be the one whose paths are wanted
         if checkpoint and method.env_steps > evaluated:
             checkpoint.save(method, later)

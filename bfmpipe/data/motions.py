@@ -159,8 +159,9 @@ class Explorer:
             with np.load(path, allow_pickle=False) as file:
                 found = {name: file[name] for name in _PARTS if name in file.files}
         except _UNREADABLE as error:
-            said = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(f"{path}: cannot be read as an npz file ({said})") from error
+            raise UserError(
+                f"{path}: cannot be read as an npz file; it is damaged, or of another kind"
+            ) from error
         yield str(path), self._joined(str(path), found)
 
     def _hdf5(self, path: Path) -> Iterator[tuple[str, Array]]:
@@ -192,7 +193,9 @@ class Explorer:
             if name not in found:
                 raise UserError(f"{where}: no array '{name}'; a motion has {self._shapes()}")
             values = np.asarray(found[name])
-            if values.ndim != 2 or values.shape[1] != width or values.dtype.kind not in "fiu":
+            if values.dtype.kind not in "fiu":
+                raise UserError(f"{where}: {name} is {values.dtype}; it must be real numbers")
+            if values.ndim != 2 or values.shape[1] != width:
                 raise UserError(
                     f"{where}: {name} is {values.dtype} of shape {values.shape}; a motion of "
                     f"{self.domain.name} has {self._shapes()}"

@@ -88,13 +88,25 @@ class Domain(ABC):
         """Whether this is the name of a task; `task_names` need not list all that are."""
         return name in self.task_names
 
+    def show(self, model: mujoco.MjModel, task: "Task | None") -> None:  # noqa: B027
+        """Change a model of its own that pictures are drawn of, so that they show the task."""
+
     def split(self, physics: Array) -> dict[str, Array]:
-        """MjData fields qpos, qvel, act of physics states (n, physics_dim), as views."""
+        """MjData fields qpos, qvel, act of physics states (..., physics_dim), as views.
+
+        Raises:
+            UserError: for states of another width.
+        """
+        if physics.shape[-1] != self.physics_dim:
+            raise UserError(
+                f"{self.name}: a physics state has {self.physics_dim} numbers; these have the "
+                f"shape {physics.shape}"
+            )
         nq, nv = self.model.nq, self.model.nv
         return {
-            "qpos": physics[:, :nq],
-            "qvel": physics[:, nq : nq + nv],
-            "act": physics[:, nq + nv :],
+            "qpos": physics[..., :nq],
+            "qvel": physics[..., nq : nq + nv],
+            "act": physics[..., nq + nv :],
         }
 
     def relabel(self, task: Task, physics: Array, action: Array) -> Array:

@@ -94,7 +94,7 @@ class TaskEnv(gymnasium.Env[Array, Array]):
             return None
         if self._painter is None:
             height, width = self._size
-            self._painter = Painter(self.domain, width, height)
+            self._painter = Painter(self.domain, width, height, self.task)
         return self._painter.draw(self._env.physics[0])
 
     def close(self) -> None:

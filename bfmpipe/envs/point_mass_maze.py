@@ -146,6 +146,16 @@ class Domain(BaseDomain):
         in_gap = (x < 0) & (np.abs(y) < _GAP)
         return np.where(in_gap, -settings.cut_cost, near + (1 - near) * way)
 
+    def show(self, model: mujoco.MjModel, task: Task | None) -> None:
+        """The target where it is and as large as it is; none where the task has none."""
+        name = task.name if task else ""
+        target, site = TARGETS.get(name.removesuffix("_long")), model.site("target")
+        if task is None or target is None or not isinstance(task.settings, TaskConfig):
+            site.rgba[3] = 0
+        else:
+            site.pos[:2], site.size[0] = target, task.settings.target_size
+            site.sameframe[0] = 0  # else its own position is not looked at
+
     def start_states(self, n: int, rng: np.random.Generator) -> Array:
         """At rest, uniform over the top-left room."""
         physics = np.zeros((n, 4))

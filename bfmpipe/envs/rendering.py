@@ -4,6 +4,7 @@ It needs OpenGL, which MUJOCO_GL chooses before Python starts: egl, osmesa or gl
 machine has. The pipeline's jobs set it to `disabled`, since most of them draw nothing.
 """
 
+import copy
 import math
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import mujoco
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from bfmpipe.envs.domain import Domain
+from bfmpipe.envs.domain import Domain, Task
 from bfmpipe.files import replacing
 from bfmpipe.progress import progress
 from bfmpipe.types import Array, UserError
@@ -28,7 +29,13 @@ _MOMENTS = 6  # of an episode, where the film is one picture
 _SHORTEST = 0.05  # seconds a picture: 20 a second show how a body moves
 
 
-def render(domain: Domain, physics: Array, width: int = 320, height: int = 240) -> Array:
+def render(
+    domain: Domain,
+    physics: Array,
+    width: int = 320,
+    height: int = 240,
+    task: Task | None = None,
+) -> Array:
     """Draw states as the domain's camera sees them.
 
     Args:
@@ -36,6 +43,7 @@ def render(domain: Domain, physics: Array, width: int = 320, height: int = 240) 
         physics: a physics state (physics_dim,), or n of them (n, physics_dim).
         width: of a picture, in pixels.
         height: of a picture, in pixels.
+        task: what to show of it, such as a target.
 
     Returns:
         A picture (height, width, 3), uint8, or n of them (n, height, width, 3).
@@ -49,7 +57,7 @@ def render(domain: Domain, physics: Array, width: int = 320, height: int = 240) 
             f"{domain.name}: a physics state has {domain.physics_dim} entries; "
             f"what is to be drawn has the shape {np.shape(physics)}"
         )
-    painter = Painter(domain, width, height)
+    painter = Painter(domain, width, height, task)
     try:
         pictures = np.stack([painter.draw(state) for state in states])
     finally:
@@ -64,13 +72,15 @@ class Painter:
         domain: the states' domain.
         width: of a picture, in pixels.
         height: of a picture, in pixels.
+        task: what to show of it, such as a target.
 
     Raises:
         UserError: where there is no OpenGL.
     """
 
-    def __init__(self, domain: Domain, width: int, height: int) -> None:
-        model = domain.model
+    def __init__(self, domain: Domain, width: int, height: int, task: Task | None = None) -> None:
+        model = self._model = copy.copy(domain.model)
+        domain.show(model, task)
         # pictures may be larger than the model's buffer
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
         model.vis.global_.offheight = max(model.vis.global_.offheight, height)
@@ -79,7 +89,7 @@ class Painter:
 
     def draw(self, physics: Array) -> Array:
         """The picture (height, width, 3), uint8, of a physics state (physics_dim,)."""
-        model = self._domain.model
+        model = self._model
         for name, value in self._domain.split(physics[None]).items():
             getattr(self._data, name)[:] = value[0]
         mujoco.mj_forward(model, self._data)
@@ -118,7 +128,13 @@ def check_film(domain: Domain, path: Path) -> None:
     Painter(domain, *_TILE).close()
 
 
-def film(domain: Domain, path: Path, physics: Array, caption: Callable[[int, int], str]) -> None:
+def film(
+    domain: Domain,
+    path: Path,
+    physics: Array,
+    caption: Callable[[int, int], str],
+    task: Task | None = None,
+) -> None:
     """Draw episodes side by side, nine at most, as they passed; whole or not at all.
 
     A .gif or an .mp4 moves at the speed of the simulation. A .png is one picture: a row an episode,
@@ -129,6 +145,7 @@ def film(domain: Domain, path: Path, physics: Array, caption: Callable[[int, int
         path: the file to write; its suffix says which.
         physics: (steps, n, physics_dim), n episodes.
         caption: what to write into the picture of (step, episode).
+        task: what to show of it, such as a target.
 
     Raises:
         UserError: see `check_film`; or where ffmpeg fails.
@@ -144,7 +161,7 @@ def film(domain: Domain, path: Path, physics: Array, caption: Callable[[int, int
     else:
         pictures = [[(step, e) for e in episodes] for step in range(0, steps, stride)]
         columns = math.ceil(math.sqrt(len(episodes)))
-    painter = Painter(domain, *_TILE)
+    painter = Painter(domain, *_TILE, task)
     total = len(pictures) * len(pictures[0])
     with replacing(path) as temporary, progress(total, f"draw {path}", "picture") as bar:
 

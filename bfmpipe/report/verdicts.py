@@ -2,19 +2,19 @@
 
 A claim is named in the experiment file with what it is about:
 
-    gain          the method ends at least `low` % above zero-shot (figure: improvement in %; held
+    gain          the method ends at least `bar` % above zero-shot (figure: improvement in %; held
                   where also its interval lies above 0)
-    monotone      no consecutive evaluation of the mean curve falls by more than `errors` standard
+    monotone      no consecutive evaluation of the mean curve falls by more than `bar` standard
                   errors of the fall (figure: the largest fall, in standard errors; one of less than
                   half a percent of zero-shot is none)
-    no_drop       the drop below zero-shot is at most `most` % (figure: the drop); all drops are the
+    no_drop       the drop below zero-shot is at most `bar` % (figure: the drop); all drops are the
                   largest within the first quarter of the budget, or `within` another share of it
-    drop          the drop is at least `least` % (figure: the drop)
-    smaller_drop  the drop is at most `factor` times that of `than` (figure: their ratio)
+    drop          the drop is at least `bar` % (figure: the drop)
+    smaller_drop  the drop is at most `bar` times that of `than` (figure: their ratio)
     better        the method ends above `than` (figure: difference of means, in % of zero-shot)
     area          its area under the curve is above that of `than` (figure: the same, of areas)
     best_of_n     the best played of the data's latents is above zero-shot (figure: gain in %)
-    compute       `than` takes `factor` times the CPU time of the method, over all seeds (figure:
+    compute       `than` takes `bar` times the CPU time of the method, over all seeds (figure:
                   the ratio)
 
 Intervals are Student's, of the seeds' means over their tasks, in % of zero-shot's mean over all:
@@ -63,7 +63,7 @@ class Claim(Config):
     method: str = ""
     than: str = ""
     bar: float = 0.0
-    """`low`, `errors`, `most`, `least` or `factor` of the kind; above it by 0 for the others."""
+    """What the kind's figure is held against; of `better`, `area` and `best_of_n`, 0 by default."""
 
     within: float = Field(0.25, gt=0, le=1)
     """The share of the budget that a drop is looked for in."""

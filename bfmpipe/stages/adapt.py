@@ -1,5 +1,6 @@
 """Stage adapt: one adaptation method on all tasks of a domain, for one model, or one a seed."""
 
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -80,6 +81,10 @@ def adapt(
         curves[0].with_name(f".{curves[0].stem}.checkpoint.safetensors"),
         _identity(provenance("adaptation", "adapt", cfg, **used), model, latents, dataset),
     )
+    points: list[tuple[Evaluated, ...]] = []
+    which = " ".join(map(str, cfg.seeds))
+    name = f"adapt {label} {cfg.agent} seed{'s' * (len(cfg.seeds) > 1)} {which}"
+    budget = cfg.episodes * domain.config.episode_steps
     evaluations = api.adapt_together(
         pretrained,
         tasks,
@@ -93,22 +98,22 @@ def adapt(
         seeds=cfg.seeds,
         device=cfg.device,
         checkpoint=checkpoint,
+        watch=lambda steps: bar.update(max(0, steps - bar.n)),
     )
-    points: list[tuple[Evaluated, ...]] = []
-    which = " ".join(map(str, cfg.seeds))
-    name = f"adapt {label} {cfg.agent} seed{'s' * (len(cfg.seeds) > 1)} {which}"
-    budget = cfg.episodes * domain.config.episode_steps
     with progress(budget, name, "step") as bar:
         for point in evaluations:
-            if checkpoint.env_steps and not points:  # what was done before says nothing of speed
-                bar.initial = bar.n = checkpoint.env_steps
+            if checkpoint.env_steps and not points:
+                bar.write(
+                    f"{name}: goes on after {checkpoint.env_steps:,} environment steps a task",
+                    file=sys.stderr,
+                )
+                bar.initial = bar.n = checkpoint.env_steps  # which say nothing of speed
                 bar.refresh()
             if len(points) > 1:  # of those between the first and the last, paths are not stored
                 points[-1] = tuple(replace(one, physics=np.empty(0)) for one in points[-1])
             points.append(tuple(_shown(one) for one in point))
             returns = np.mean([one.returns.mean() for one in point])
             bar.set_postfix({"return": f"{returns:.1f}"}, refresh=False)
-            bar.update(max(0, point[0].env_steps - bar.n))
 
     source = {"domain_settings": domain.config.model_dump(mode="json")}
     for i, seed in enumerate(cfg.seeds):

@@ -57,9 +57,11 @@ def judge(cfg: Judge, *, curves: Path, best_of: Path, benchmarks: Path, verdicts
     columns = {name: table.get(name, []) for name in _SCHEMA.names}
     write_table(verdicts, _SCHEMA, columns, provenance("verdicts", "judge", cfg))
     for row in zip(
-        *(columns[n] for n in ("verdict", "claim", "domain", "agent", "family", "figure", "bar")),
+        *(columns[n] for n in ("verdict", "claim", "domain", "agent", "family")),
+        *(columns[n] for n in ("figure", "low", "high", "bar")),
         strict=True,
     ):
-        verdict, *place, figure, bar = row
+        verdict, *place, figure, low, high, bar = row
         verdict = verdict.replace("not", "NOT")
-        print(f"{verdict:<10}{', '.join(place)}: {figure:.3g} (bar {bar:g})")
+        interval = f" [{low:.3g}, {high:.3g}]" if low == low else ""
+        print(f"{verdict:<10}{', '.join(place)}: {figure:.3g}{interval} (bar {bar:g})")

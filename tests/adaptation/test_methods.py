@@ -113,7 +113,15 @@ def name(request):
 
 
 def test_every_method_is_covered(name):
-    assert name in SETTINGS
+    assert name in SETTINGS, f"give {name} small settings in SETTINGS"
+
+
+def test_who_watches_is_told_of_every_advance():
+    problem, told = make_problem(), []
+    starts = start_states(problem.domain, STARTS_CONFIG)
+    points = list(adapt(make("rela", problem), starts, 40, watch=told.append))
+    assert told == list(range(2, 201, 2))  # of two environments
+    assert points[-1].env_steps == 200
 
 
 def test_seeded_twice_gives_the_same(name):

@@ -40,7 +40,8 @@ def trained(agent, seeds, device):
             action = (2 * torch.rand(32, ACTION, generator=source) - 1).to(device)
             batch.append(Batch(obs, action, next_obs, future))
         metrics.append(learner.update(batch))
-    return learner, {**learner.state(), **{f"{i}/{k}": v for i, m in enumerate(metrics) for k, v in m.items()}}
+    named = {f"{i}/{name}": x for i, one in enumerate(metrics) for name, x in one.items()}
+    return learner, {**learner.state(), **named}
 
 
 @pytest.mark.parametrize("seeds", [(0,), (3, 8)])

@@ -47,6 +47,48 @@ def backend():
     pytest.skip("no OpenGL without a display here; " + "; ".join(failed))
 
 
+TARGETS = """
+import sys
+import numpy as np
+from bfmpipe.envs import make_domain
+from bfmpipe.envs.rendering import render
+
+domain = make_domain("point_mass_maze", {})
+before = domain.model.site("target").pos.copy()
+state = np.array([0.0, 0.28, 0, 0])  # the ball is out of the way
+pictures = {"none": render(domain, state, 240, 240)}
+for name in ("reach_top_left", "reach_bottom_right", "square", "reach_bottom_left_long"):
+    for size in (0.05, 0.02):
+        (task,) = domain.tasks("t", [name], {"target_size": size})
+        pictures[f"{name} {size}"] = render(domain, state, 240, 240, task)
+assert np.array_equal(domain.model.site("target").pos, before)
+np.savez(sys.argv[1], **pictures)
+"""
+
+
+def test_the_mazes_target_is_drawn_where_and_as_large_as_it_is(backend, tmp_path):
+    drawn = with_backend(backend, TARGETS, tmp_path / "pictures.npz")
+    assert drawn.returncode == 0, drawn.stderr
+    pictures = {name: x.astype(int) for name, x in np.load(tmp_path / "pictures.npz").items()}
+    assert np.array_equal(pictures["square 0.05"], pictures["none"])
+
+    def marked(name):
+        """Rows and columns, from the middle, where the picture is not the empty maze's."""
+        changed = np.abs(pictures[name] - pictures["none"]).sum(-1) > 10
+        assert changed.any(), name
+        return np.argwhere(changed) - 119.5
+
+    for name, row, column in (
+        ("reach_top_left", -1, -1),
+        ("reach_bottom_right", 1, 1),
+        ("reach_bottom_left_long", 1, -1),
+    ):
+        large, small = marked(f"{name} 0.05"), marked(f"{name} 0.02")
+        assert (np.sign(large) == (row, column)).all()
+        assert np.abs(large.mean(0) - small.mean(0)).max() < 2
+        assert len(large) / len(small) == pytest.approx(6.25, rel=0.25)
+
+
 def test_every_domains_states_are_drawn(backend, tmp_path):
     drawn = with_backend(backend, DRAW, tmp_path / "pictures.npz")
     assert drawn.returncode == 0, drawn.stderr

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from tests.pipeline.test_killed import outputs
@@ -104,7 +105,7 @@ def test_on_one_machine_trainings_on_cuda_follow_each_other(checkout, tmp_path):
     """With a GPU or without: there each fails at once."""
     config = checkout.config(tmp_path / "cuda.yaml", pretrain={"device": "cuda"})
     targets = [f"{MODELS}/seed{seed}/losses.parquet" for seed in (0, 1)]
-    argv = ("--cores", "2", "--keep-going", "--", *targets)
+    argv = ("--cores", "2", "--keep-going", "--no-hooks", "--", *targets)
     snakemake(checkout, tmp_path, *argv, configfile=config).wait()
     printed = (tmp_path / "driver.log").read_text()
     assert 'gpu=Resource("gpu", 1)' in printed
@@ -112,6 +113,23 @@ def test_on_one_machine_trainings_on_cuda_follow_each_other(checkout, tmp_path):
     pattern = r"^(?:local)?(rule) pretrain:|^(Error) in rule pretrain|^(Finished).*Rule: pretrain"
     events = ["".join(found) for found in re.findall(pattern, printed, re.M)]
     assert [event == "rule" for event in events] == [True, False, True, False]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("section", ["pretrain", "adapt"])
+def test_on_one_machine_without_a_gpu_nothing_is_lost(checkout, tmp_path, section):
+    """Snakemake removes what a job makes before the job begins, and can say what it needs."""
+    config = checkout.config(tmp_path / "cuda.yaml", **{section: {"device": "cuda"}})
+    before = tmp_path / MODELS / "seed0" / "losses.parquet"
+    before.parent.mkdir(parents=True)
+    before.write_text("of another run")
+    driver = snakemake(checkout, tmp_path, "--cores", "2", configfile=config)
+    assert driver.wait() == 1
+    printed = (tmp_path / "driver.log").read_text()
+    assert printed.count(f"{section}.device is cuda, but torch finds no usable GPU") == 1
+    assert before.read_text() == "of another run"
+    assert not (tmp_path / "results/smoke/point_mass_maze/data.parquet").exists()
 
 
 @pytest.mark.slow

@@ -57,8 +57,8 @@ def test_every_claim_is_held_against_every_family(verdicts, capsys):
     assert table["figure"].tolist() == pytest.approx(expected)
     assert table["statement"].tolist() == ["LoLA gains.", "TD3 does not drop."] * 2
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "NOT held  gain, point_mass_maze, fb, reach: 49.6 (bar 100)"
-    assert lines[2] == "held      gain, point_mass_maze, fb, precise: 146 (bar 100)"
+    assert lines[0] == "NOT held  gain, point_mass_maze, fb, reach: 49.6 [49.6, 49.6] (bar 100)"
+    assert lines[2] == "held      gain, point_mass_maze, fb, precise: 146 [146, 146] (bar 100)"
 
 
 def test_intervals_are_students_of_the_seeds(verdicts):
