@@ -554,7 +554,7 @@ for episodes, name in ((3, "a.gif"), (3, "a.png"), (2, "a.mp4"), (1, "nowhere/b.
 from bfmpipe.envs import make_domain
 domain = make_domain("point_mass_maze", {"physics_steps": 5, "episode_steps": 20})
 starts = start_states(domain, Evaluation(episodes=3))
-(task,) = domain.tasks("mine", ["reach_top_left"], {})
+(task,) = domain.tasks("mine", ["reach_top_left"], {"target_size": 0.1})
 np.save("starts.npy", rendering.render(domain, starts, 64, 48, task))
 """
 
