@@ -135,8 +135,10 @@ def pretrain(
     silent = cfg.model_copy(update={"tensorboard": False})
     used = {"agents": cfg.agent.name, "envs": cfg.domain.name}
     origin = provenance("losses", "pretrain", silent, **used)
+    trainer_settings = {**origin.settings["trainer"]}
+    del trainer_settings["checkpoint_every"]  # of which nothing else depends
     identity = {
-        "settings": origin.settings,
+        "settings": {**origin.settings, "trainer": trainer_settings},
         "code": origin.code,
         "versions": origin.versions,
         "dataset": file_digest(dataset),

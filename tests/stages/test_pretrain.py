@@ -528,6 +528,32 @@ def test_a_killed_training_has_the_same_evaluations_in_the_end(tiny, tmp_path, m
         assert all((one / name).read_bytes() == (two / name).read_bytes() for name in FILES)
 
 
+def test_how_often_checkpoints_are_written_changes_nothing_else(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    train(tiny, tmp_path / "whole", trainer=EVERY_20)
+    update = Learner.update
+
+    def until_30(self, *arguments, **settings):
+        if self.step == 30:
+            raise KeyboardInterrupt
+        return update(self, *arguments, **settings)
+
+    killed = tmp_path / "killed"
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "update", until_30)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny, killed, trainer=EVERY_20)
+    train(tiny, killed, trainer={**EVERY_20, "checkpoint_every": 10})
+    assert "a checkpoint of another" not in capsys.readouterr().err
+    weights = "model/model.safetensors"
+    assert (killed / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+    one, two = (
+        read_table(tmp_path / x / "losses.parquet", "losses")[0] for x in ("whole", "killed")
+    )
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
 def test_the_constant_that_weights_leave_out_is_added_to_values():
     """psi of a reward's mean is unknown to weights that stand for the rest of it."""
     obs = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
