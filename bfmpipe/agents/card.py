@@ -48,7 +48,9 @@ def readme(card: Mapping[str, Any], model: Model) -> str:
         family: {k: v for k, v in settings.items() if k != "names"}
         for family, settings in card["tasks"].items()
     }
-    first = next(iter(card["zero_shot"]), {"family": "mine", "task": "..."})
+    # a family whose tasks stand in a user's file loads only beside that file
+    rows = sorted(card["zero_shot"], key=lambda row: "file" in families.get(row["family"], {}))
+    first = next(iter(rows), {"family": "mine", "task": "..."})
     family, task = first["family"], first["task"]
     example = ", ".join(map(repr, (family, [task], families.get(family, {})))).replace("'", '"')
     parts = [

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bfmpipe.agents import load_model
+from bfmpipe.agents.card import readme
 from bfmpipe.data.tables import Provenance, open_table, read_table, write_table
 from bfmpipe.files import file_digest
 from bfmpipe.types import UserError
@@ -127,3 +128,14 @@ def test_scores_of_anything_else_are_refused(tiny, zero_shot, tmp_path, changed,
     assert str(caught.value).startswith(f"{other}: {said}")
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["other.parquet"]
+
+
+def test_the_snippet_loads_tasks_that_need_no_file_of_the_users_where_there_are_some(tiny):
+    model, card = load_model(tiny.model)
+    score = {"mean": 1.0, "standard_error": 0.1, "episodes": 3}
+    families = {"mine": {"names": ["push"], "file": "my.py"}, "reach": {"names": ["a"]}}
+    rows = [{"family": family, "task": of["names"][0], **score} for family, of in families.items()]
+    for tasks, said in ((families, '"reach", ["a"], {}'), ({"mine": families["mine"]}, '"my.py"')):
+        scores = [row for row in rows if row["family"] in tasks]
+        text = readme({**card, "tasks": tasks, "zero_shot": scores}, model)
+        assert said in text.split("## Zero-shot scores")[0].split("## Loading")[1]
