@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt $(shell find csrc -type f)
 	touch $@
 
 test: install check
-	$(BIN)/python -m pytest -n $(TESTERS) --dist loadscope
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadscope --no-loadscope-reorder
 
 # all of the kernels' tests; `make test` has the faster ones of these
 sanitize: install
