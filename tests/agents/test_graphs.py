@@ -6,7 +6,9 @@ import torch
 from bfmpipe import plugins
 from bfmpipe.agents.base import Batch
 from bfmpipe.agents.learner import Learner, LearnerConfig
+from bfmpipe.agents.trainer import Trainer, TrainerConfig
 from bfmpipe.types import UserError
+from tests.test_practice import DOMAIN, make
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -120,3 +122,19 @@ def test_compiled_and_recorded(seeds):
         want, got = plain.update(batch), recorded.update(batch)
         for name, value in want.items():
             torch.testing.assert_close(got[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_practice_that_is_replayed_is_the_practice(tmp_path):
+    """FB-CPR: its gradient penalty is differentiated twice inside what is recorded."""
+
+    def losses(**how):
+        practice = make(DOMAIN)
+        generators = [torch.Generator("cuda").manual_seed(0)]
+        learner = Learner([practice.agent], generators, LearnerConfig(device="cuda", **how))
+        config = TrainerConfig(updates=24, checkpoint_every=10, log_every=2)
+        trainer = Trainer(learner, practice, config, identity={})
+        trainer.run(tmp_path / f"{how}.safetensors")
+        return trainer.losses[0]
+
+    for got, want in zip(losses(), losses(cuda_graphs=False), strict=True):
+        assert got == pytest.approx(want, rel=1e-3, abs=1e-4)
