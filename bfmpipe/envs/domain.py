@@ -89,7 +89,7 @@ class Domain(ABC):
         return name in self.task_names
 
     def show(self, model: mujoco.MjModel, task: "Task | None") -> None:  # noqa: B027
-        """Change a model of its own that pictures are drawn of, so that they show the task."""
+        """Change `model`, a copy that pictures are drawn of, so that they show the task."""
 
     def split(self, physics: Array) -> dict[str, Array]:
         """MjData fields qpos, qvel, act of physics states (..., physics_dim), as views.
