@@ -2,6 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#ifdef BFMPIPE_HAVE_zen5
+#include <cpuid.h>
+#endif
 #ifdef __linux__
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -50,6 +53,15 @@ bool may_use_amx() {
 }
 #endif
 
+#ifdef BFMPIPE_HAVE_zen5
+bool is_zen5() {
+  unsigned signature, ebx, ecx, edx;
+  if (!__builtin_cpu_is("amd") || !__get_cpuid(1, &signature, &ebx, &ecx, &edx)) return false;
+  const unsigned family = (signature >> 8 & 0xf) + (signature >> 20 & 0xff);
+  return family == 0x1a;
+}
+#endif
+
 // what was compiled and this processor runs, the fastest last
 std::vector<Kernels> find_kernels() {
   std::vector<Kernels> found{BFMPIPE_KERNELS(generic)};
@@ -63,7 +75,12 @@ std::vector<Kernels> find_kernels() {
       __builtin_cpu_supports("fma")) {
     found.push_back(BFMPIPE_KERNELS(avx512));
 #ifdef BFMPIPE_HAVE_vnni
-    if (__builtin_cpu_supports("avx512vnni")) found.push_back(BFMPIPE_KERNELS(vnni));
+    if (__builtin_cpu_supports("avx512vnni")) {
+      // each runs on the other's processors
+      const bool zen5 = is_zen5();
+      found.push_back(zen5 ? BFMPIPE_KERNELS(vnni) : BFMPIPE_KERNELS(zen5));
+      found.push_back(zen5 ? BFMPIPE_KERNELS(zen5) : BFMPIPE_KERNELS(vnni));
+    }
 #endif
 #ifdef BFMPIPE_HAVE_amx
     if (may_use_amx()) found.push_back(BFMPIPE_KERNELS(amx));
@@ -87,7 +104,7 @@ std::vector<std::string> compiled_instruction_sets() {
         "avx512",
 #endif
 #ifdef BFMPIPE_HAVE_vnni
-        "vnni",
+        "vnni", "zen5",
 #endif
 #ifdef BFMPIPE_HAVE_amx
         "amx",

@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <type_traits>
 
 #include "parallel.h"
 #include "vector.h"
@@ -17,6 +18,16 @@ namespace {
 
 constexpr int64_t tile = 96;  // a multiple of every kind's strip
 constexpr double epsilon = 1e-5;  // of torch's layer_norm
+
+// Whether there are units that add beside those that multiply, as fast and no use to a product.
+// Then Winograd's inner product (1968) takes three quarters of the time:
+//   a c + b d = (a + d) (b + c) - a b - c d
+// with (a, b) of a row and (c, d) of a column; what is subtracted is summed once a row and column.
+#ifdef BFMPIPE_UNITS_THAT_ADD
+constexpr bool units_that_add = true;
+#else
+constexpr bool units_that_add = false;
+#endif
 
 template <typename Real>
 constexpr int64_t panel = 2 * lanes<Real>;
@@ -44,7 +55,7 @@ struct Buffer {
 //   scaled           whether a row of activations is kept relative to its largest number
 //   kept_size(...)   of what is stored of a tile of rows, packed_size(...) of a matrix
 //   Row              stores a row of activations (tile, width), a panel's columns at a time
-//   pack(...)        stores a matrix, panel by panel
+//   pack(...)        stores a matrix, panel by panel; typical: a usual size of activations
 //   chunk(...)       rows of a matrix that one multiplication goes through
 //   multiply(...)    strip rows of activations times one panel, of the matrix's rows begin to end;
 //                    added to the result if begin is not the first
@@ -75,7 +86,7 @@ struct Full {
   static int64_t packed_size(int64_t depth, int64_t columns) { return depth * columns; }
   static int64_t chunk(int64_t depth) { return depth; }
 
-  static void pack(Matrix<Real> matrix, int64_t depth, int64_t columns, Kept* to) {
+  static void pack(Matrix<Real> matrix, int64_t depth, int64_t columns, Real, Kept* to) {
     for (int64_t first = 0; first < columns; first += panel<Real>)
       for (int64_t k = 0; k < depth; ++k)
         for (int64_t j = 0; j < panel<Real>; ++j) *to++ = matrix.at(k, first + j);
@@ -110,6 +121,33 @@ struct Full {
     std::memcpy(result, sums, sizeof sums);
   }
 };
+
+// of the product that takes the joined activations, and of those after a rectifier
+template <typename First_, typename Rest_>
+struct Kinds {
+  using First = First_;
+  using Rest = Rest_;
+  using Real = typename First::Real;
+  using Kept = typename First::Kept;
+  using Thread = typename First::Thread;
+  static constexpr int64_t strip = First::strip;
+  static constexpr bool scaled = First::scaled;
+  static_assert(strip == Rest::strip && scaled == Rest::scaled);
+  static_assert(std::is_same_v<Kept, typename Rest::Kept>);
+
+  static int64_t kept_size(int64_t l, int64_t width) {
+    return l == 0 ? First::kept_size(width) : Rest::kept_size(width);
+  }
+  static int64_t packed_size(int64_t l, int64_t depth, int64_t columns) {
+    return l == 0 ? First::packed_size(depth, columns) : Rest::packed_size(depth, columns);
+  }
+  static void pack(int64_t l, Matrix<Real> matrix, int64_t depth, int64_t columns, Real typical,
+                   Kept* to) {
+    return (l == 0 ? First::pack : Rest::pack)(matrix, depth, columns, typical, to);
+  }
+};
+template <typename Kind>
+using Same = Kinds<Kind, Kind>;
 
 #if defined(__AMX_BF16__)
 
@@ -165,7 +203,7 @@ struct Parts {
   // A panel's steps along the depth, in each the parts, in each two tiles. A tile's row has two
   // rows of the matrix side by side, as the unit takes them. Columns are neighbours: the gradient,
   // which packs the transposed, has no use for this kind.
-  static void pack(Matrix<float> matrix, int64_t depth, int64_t columns, Kept* to) {
+  static void pack(Matrix<float> matrix, int64_t depth, int64_t columns, float, Kept* to) {
     const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
     for (int64_t first = 0; first < columns; first += panel<float>)
@@ -258,14 +296,14 @@ struct Parts {
   }
 };
 
-using Single = Parts<3, 3>;
-using Half = Parts<1, 2>;
+using Single = Same<Parts<3, 3>>;
+using Half = Same<Parts<1, 2>>;
 
 #elif defined(__AVX512VNNI__)
 
 // Numbers as integers, relative to the largest of their row (activations) or column (weights).
 // Their products have twice float32's rate, and sums that are exact: 32 bits hold those of
-// `longest` products of numbers up to `most`.
+// `longest` products of numbers up to `most`, and Winograd's are the same but for multiples of 2^32.
 struct Words {
   using Real = float;
   using Kept = int16_t;
@@ -278,16 +316,23 @@ struct Words {
   static constexpr int64_t longest = 256;
   typedef float Scale __attribute__((may_alias));  // what they are relative to, behind all of them
   static constexpr int64_t of_scale = sizeof(float) / sizeof(Kept);
-  static int64_t kept_size(int64_t width) { return tile * (width + of_scale); }
+  // of each chunk, behind the scales: the sum of products of its first and its second half of words
+  typedef int32_t Paired __attribute__((may_alias));
+  static int64_t paired_size(int64_t depth) {
+    return units_that_add * blocks(depth, longest) * (sizeof(int32_t) / sizeof(Kept));
+  }
+  static int64_t kept_size(int64_t width) {
+    return tile * (width + of_scale + paired_size(width));
+  }
   static int64_t packed_size(int64_t depth, int64_t columns) {
-    return columns * (depth + of_scale);
+    return columns * (depth + of_scale + paired_size(depth));
   }
   static int64_t chunk(int64_t depth) { return min(depth, longest); }
 
   // 32 numbers are packed from two vectors of 16, quarter by quarter: where number `at` goes
   static constexpr int64_t place(int64_t at) { return at % 16 / 4 * 8 + at / 16 * 4 + at % 4; }
 
-  static void pack(Matrix<float> matrix, int64_t depth, int64_t columns, Kept* to) {
+  static void pack(Matrix<float> matrix, int64_t depth, int64_t columns, float, Kept* to) {
     for (int64_t first = 0; first < columns; first += panel<float>) {
       for (int64_t j = 0; j < panel<float>; ++j) {
         float largest = smallest, poison = 0;
@@ -303,6 +348,18 @@ struct Words {
           to[(at / 2 * panel<float> + j) * 2 + at % 2] = static_cast<Kept>(std::lrint(x));
         }
         std::memcpy(to + depth * panel<float> + j * of_scale, &scale, sizeof scale);
+        if constexpr (units_that_add) {
+          const auto word = [&](int64_t at) -> int32_t {
+            return to[(at / 2 * panel<float> + j) * 2 + at % 2];
+          };
+          Paired* paired = reinterpret_cast<Paired*>(to + (depth + of_scale) * panel<float>);
+          for (int64_t begin = 0; begin < depth; begin += longest) {
+            int32_t total = 0;
+            for (int64_t at = begin; at < min(begin + longest, depth); ++at)
+              if (at % 32 < 16) total += word(at) * word(at + 16);
+            paired[begin / longest * panel<float> + j] = total;
+          }
+        }
       }
       to += packed_size(depth, panel<float>);
     }
@@ -310,13 +367,18 @@ struct Words {
 
   struct Row {
     Kept *to, *scale_to;
+    Paired* paired_to;
+    int64_t width;
     float scale;
     __m512 factor;
     __mmask16 none = 0;  // where something was not a number
+    __m256i paired = _mm256_setzero_si256();
 
-    Row(Kept* x, int64_t row, int64_t width, float largest)
-        : to(x + row * width),
-          scale_to(x + tile * width + row * of_scale),
+    Row(Kept* x, int64_t row, int64_t width_, float largest)
+        : to(x + row * width_),
+          scale_to(x + tile * width_ + row * of_scale),
+          paired_to(reinterpret_cast<Paired*>(x + tile * (width_ + of_scale)) + row),
+          width(width_),
           scale(largest / most + (largest - largest)),  // NaN where something is infinite
           factor(_mm512_set1_ps(most / largest)) {}
     void keep(int64_t column, Vector<float> left_value, Vector<float> right_value) {
@@ -326,6 +388,20 @@ struct Words {
       const __m512i words = _mm512_packs_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(left, factor)),
                                                _mm512_cvtps_epi32(_mm512_mul_ps(right, factor)));
       _mm512_storeu_si512(to + column, words);
+      if constexpr (units_that_add) {
+        paired = _mm256_add_epi32(paired, _mm256_madd_epi16(_mm512_castsi512_si256(words),
+                                                            _mm512_extracti64x4_epi64(words, 1)));
+        const int64_t end = column + panel<float>;
+        if (end % longest == 0 || end == width) {
+          paired_to[(end - 1) / longest * tile] = sum(paired);
+          paired = _mm256_setzero_si256();
+        }
+      }
+    }
+    static int32_t sum(__m256i x) {
+      __m128i half = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+      half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+      return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
     }
     void end() {
       if (none) scale = NAN;
@@ -340,14 +416,40 @@ struct Words {
     const Pair* factors = reinterpret_cast<const Pair*>(x + first * depth);
     const Pair* columns = reinterpret_cast<const Pair*>(packed);
     Vector<int32_t> sums[strip][2] = {};
-    for (int64_t k = begin / 2; k < end / 2; ++k) {
-      const auto left = load(columns + k * panel<float>);
-      const auto right = load(columns + k * panel<float> + lanes<float>);
+    if constexpr (units_that_add) {
+      const Paired* of_row = reinterpret_cast<const Paired*>(x + tile * (depth + of_scale)) +
+                             begin / longest * tile + first;
+      const Paired* of_column =
+          reinterpret_cast<const Paired*>(packed + (depth + of_scale) * panel<float>) +
+          begin / longest * panel<float>;
 #pragma GCC unroll 12
-      for (int64_t row = 0; row < strip; ++row) {
-        const Vector<int32_t> factor = broadcast<int32_t>(factors[row * (depth / 2) + k]);
-        add_products(sums[row][0], factor, left);
-        add_products(sums[row][1], factor, right);
+      for (int64_t row = 0; row < strip; ++row)
+        for (int64_t half = 0; half < 2; ++half)
+          sums[row][half] =
+              -(broadcast<int32_t>(of_row[row]) + load(of_column + half * lanes<float>));
+      for (int64_t at = begin / 2; at < end / 2; at += at % 16 == 7 ? 9 : 1) {
+        const Pair* with = columns + at * panel<float>;
+        const auto left = load(with), right = load(with + lanes<float>);
+        with += 8 * panel<float>;
+        const auto other_left = load(with), other_right = load(with + lanes<float>);
+#pragma GCC unroll 12
+        for (int64_t row = 0; row < strip; ++row) {
+          const Vector<int32_t> factor = broadcast<int32_t>(factors[row * (depth / 2) + at]);
+          const Vector<int32_t> other = broadcast<int32_t>(factors[row * (depth / 2) + at + 8]);
+          add_products(sums[row][0], add(factor, other_left), add(other, left));
+          add_products(sums[row][1], add(factor, other_right), add(other, right));
+        }
+      }
+    } else {
+      for (int64_t k = begin / 2; k < end / 2; ++k) {
+        const auto left = load(columns + k * panel<float>);
+        const auto right = load(columns + k * panel<float> + lanes<float>);
+#pragma GCC unroll 12
+        for (int64_t row = 0; row < strip; ++row) {
+          const Vector<int32_t> factor = broadcast<int32_t>(factors[row * (depth / 2) + k]);
+          add_products(sums[row][0], factor, left);
+          add_products(sums[row][1], factor, right);
+        }
       }
     }
     const Scale* row_scale = reinterpret_cast<const Scale*>(x + tile * depth) + first;
@@ -366,15 +468,119 @@ struct Words {
   static void add_products(Vector<int32_t>& sums, Vector<int32_t> x, Vector<int32_t> y) {
     asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(y));
   }
+
+  static Vector<int32_t> add(Vector<int32_t> x, Vector<int32_t> y) {
+    return reinterpret_cast<Vector<int32_t>>(_mm512_add_epi16(reinterpret_cast<__m512i>(x),
+                                                              reinterpret_cast<__m512i>(y)));
+  }
 };
 
-using Single = Full<float>;
-using Half = Words;
+// Winograd's product in float32, of activations that tanh bounds. It rounds numbers of the size of
+// both factors' squares: so columns are scaled, by powers of two, to be about as large as
+// activations, and in every other pair b and d are negated, lest the sum of a b grows where all
+// activations have one sign.
+struct Winograd {
+  using Real = float;
+  using Kept = float;
+  using Thread = Full<float>::Thread;
+  static constexpr int64_t strip = 12;
+  static constexpr bool precise = true, scaled = false;
+  static int64_t kept_size(int64_t width) { return tile * (width + 1); }
+  static int64_t packed_size(int64_t depth, int64_t columns) { return columns * (depth + 2); }
+  static int64_t chunk(int64_t depth) { return depth; }
+
+  // Number k goes with k + 16. Behind a panel: what its sums start with, and the inverse scales.
+  static void pack(Matrix<float> matrix, int64_t depth, int64_t columns, float typical, Kept* to) {
+    for (int64_t first = 0; first < columns; first += panel<float>) {
+      for (int64_t j = 0; j < panel<float>; ++j) {
+        const auto number = [&](int64_t k) {
+          const float x = matrix.at(k, first + j);
+          return k % 32 >= 16 && k % 2 ? -x : x;
+        };
+        double squares = 0, paired = 0;
+        for (int64_t k = 0; k < depth; ++k) {
+          const double x = number(k);
+          squares += x * x;
+          if (k % 32 < 16) paired += x * number(k + 16);
+        }
+        int exponent = 0;
+        const double size = std::sqrt(squares / depth) / typical;
+        if (size > 0 && std::isfinite(size)) std::frexp(size, &exponent);
+        exponent = static_cast<int>(max(-126, min(exponent, 126)));
+        for (int64_t k = 0; k < depth; ++k)
+          to[k * panel<float> + j] = std::ldexp(number(k), -exponent);
+        to[depth * panel<float> + j] = static_cast<float>(-std::ldexp(paired, -2 * exponent));
+        to[(depth + 1) * panel<float> + j] = std::ldexp(1.0f, exponent);
+      }
+      to += packed_size(depth, panel<float>);
+    }
+  }
+
+  struct Row {
+    Kept *to, *paired_to;
+    Vector<float> paired{};
+    Row(Kept* x, int64_t row, int64_t width, float)
+        : to(x + row * width), paired_to(x + tile * width + row) {}
+    void keep(int64_t column, Vector<float> left, Vector<float> right) {
+      right = alternate(right);
+      store(to + column, left);
+      store(to + column + lanes<float>, right);
+      paired += left * right;
+    }
+    void end() { *paired_to = sum<float>(paired); }
+    static Vector<float> alternate(Vector<float> x) {
+      const __m512i signs = _mm512_set1_epi64(INT64_MIN);  // of every other lane
+      return reinterpret_cast<Vector<float>>(
+          _mm512_xor_si512(reinterpret_cast<__m512i>(x), signs));
+    }
+  };
+
+  __attribute__((noinline)) static void multiply(const Kept* x, int64_t first, int64_t depth,
+                                                 int64_t, int64_t, const Kept* packed,
+                                                 Vector<float> (*result)[2]) {
+    const Kept* of_row = x + tile * depth + first;
+    const Kept* of_column = packed + depth * panel<float>;
+    x += first * depth;
+    Vector<float> sums[strip][2];
+#pragma GCC unroll 12
+    for (int64_t row = 0; row < strip; ++row)
+      for (int64_t half = 0; half < 2; ++half)
+        sums[row][half] = load(of_column + half * lanes<float>) - of_row[row];
+    Vector<float> one = broadcast(1.0f);
+    asm("" : "+v"(one));  // the compiler must not see through add
+    for (int64_t k = 0; k < depth; k += k % 32 == 15 ? 17 : 1) {
+      const Kept* with = packed + k * panel<float>;
+      const Vector<float> left = load(with), right = load(with + lanes<float>);
+      with += 16 * panel<float>;
+      const Vector<float> other_left = load(with), other_right = load(with + lanes<float>);
+#pragma GCC unroll 12
+      for (int64_t row = 0; row < strip; ++row) {
+        const Vector<float> factor = broadcast(x[row * depth + k]);
+        const Vector<float> other = broadcast(x[row * depth + k + 16]);
+        sums[row][0] += (factor + other_left) * (other + left);
+        sums[row][1] += add(factor, one, other_right) * (other + right);
+      }
+    }
+#pragma GCC unroll 12
+    for (int64_t row = 0; row < strip; ++row)
+      for (int64_t half = 0; half < 2; ++half)
+        result[row][half] = sums[row][half] * load(of_column + (2 + half) * lanes<float>);
+  }
+
+  // x * one + y: of four additions one is for a unit that multiplies, else that one would wait
+  static Vector<float> add(Vector<float> x, Vector<float> one, Vector<float> y) {
+    asm("vfmadd132ps %2, %1, %0" : "+v"(x) : "v"(y), "v"(one));
+    return x;
+  }
+};
+
+using Single = std::conditional_t<units_that_add, Kinds<Winograd, Full<float>>, Same<Full<float>>>;
+using Half = Same<Words>;
 
 #else
 
-using Single = Full<float>;
-using Half = Full<float>;  // nothing is faster
+using Single = Same<Full<float>>;
+using Half = Single;  // nothing is faster
 
 #endif
 
@@ -394,6 +600,16 @@ void product(const typename Operands::Kept* x, int64_t rows, int64_t depth, int6
     packed += Operands::packed_size(depth, panel<Real>);
     for (int64_t row = 0; row < rows; ++row) each(row, column, sums[row][0], sums[row][1]);
   }
+}
+
+// the same, of layer l
+template <typename Kinds, typename Each>
+void product(int64_t l, const typename Kinds::Kept* x, int64_t rows, int64_t depth,
+             int64_t columns, const typename Kinds::Kept* packed, Each each) {
+  if (std::is_same_v<typename Kinds::First, typename Kinds::Rest> || l > 0)
+    product<typename Kinds::Rest>(x, rows, depth, columns, packed, each);
+  else
+    product<typename Kinds::First>(x, rows, depth, columns, packed, each);
 }
 
 // ---- tanh
@@ -460,52 +676,63 @@ struct Activations {
   Kept* wide;  // a layer's output as it is, where rows are kept relative to their largest number
 };
 
-template <typename Operands, typename Real>
+template <typename Kinds, typename Real>
 int64_t activations_size(const SfEvaluate<Real>& args) {
-  int64_t size = Operands::kept_size(args.hidden), widest = 0;
+  int64_t size = Kinds::kept_size(0, args.hidden), widest = 0;
   for (int64_t l = 0; l < args.layers; ++l) {
-    size += Operands::kept_size(args.layer[l].out);
+    size += Kinds::kept_size(l + 1, args.layer[l].out);
     widest = max(widest, args.layer[l].out);
   }
-  constexpr int64_t of_real = sizeof(Real) / sizeof(typename Operands::Kept);
-  return size + Operands::scaled * tile * widest * of_real;
+  constexpr int64_t of_real = sizeof(Real) / sizeof(typename Kinds::Kept);
+  return size + Kinds::scaled * tile * widest * of_real;
 }
 
-template <typename Operands, typename Real>
-Activations<typename Operands::Kept> place_activations(const SfEvaluate<Real>& args,
-                                                       typename Operands::Kept* at) {
-  Activations<typename Operands::Kept> kept{};
+template <typename Kinds, typename Real>
+Activations<typename Kinds::Kept> place_activations(const SfEvaluate<Real>& args,
+                                                       typename Kinds::Kept* at) {
+  Activations<typename Kinds::Kept> kept{};
   kept.at[0] = at;
-  at += Operands::kept_size(args.hidden);
+  at += Kinds::kept_size(0, args.hidden);
   for (int64_t l = 0; l < args.layers; ++l) {
     kept.at[l + 1] = at;
-    at += Operands::kept_size(args.layer[l].out);
+    at += Kinds::kept_size(l + 1, args.layer[l].out);
   }
   kept.wide = at;
   return kept;
 }
 
-template <typename Operands, typename Real>
+template <typename Kinds, typename Real>
 int64_t weights_size(const SfEvaluate<Real>& args) {
   int64_t size = 0;
   for (int64_t l = 0; l < args.layers; ++l)
-    size += Operands::packed_size(args.layer[l].in, args.layer[l].out);
+    size += Kinds::packed_size(l, args.layer[l].in, args.layer[l].out);
   return size;
+}
+
+// about the root of the mean square of tanh(g scale + shift), with g of mean square 1
+template <typename Real>
+Real typical_activation(const SfEvaluate<Real>& args, int64_t head) {
+  const Real *scale = args.scale + head * args.hidden, *shift = args.shift + head * args.hidden;
+  Real square = 0;
+  for (int64_t j = 0; j < args.hidden_used; ++j) square += scale[j] * scale[j] + shift[j] * shift[j];
+  square /= static_cast<Real>(args.hidden_used);
+  return std::sqrt(square / (1 + square));
 }
 
 // Packs the weights of all heads, transposed for the gradient. Those of (head, l) are at
 // head * weights_size + the sizes of the layers before l.
-template <typename Operands, typename Real>
-void pack_weights(const SfEvaluate<Real>& args, bool transposed, typename Operands::Kept* to) {
+template <typename Kinds, typename Real>
+void pack_weights(const SfEvaluate<Real>& args, bool transposed, typename Kinds::Kept* to) {
   for (int64_t head = 0; head < args.heads; ++head)
     for (int64_t l = 0; l < args.layers; ++l) {
       const int64_t in = args.layer[l].in, out = args.layer[l].out;
       const Real* weight = args.layer[l].weight + head * in * out;
+      const Real typical = l == 0 ? typical_activation(args, head) : 1;
       if (transposed)
-        Operands::pack(Matrix<Real>{weight, 1, out}, out, in, to);
+        Kinds::pack(l, Matrix<Real>{weight, 1, out}, out, in, typical, to);
       else
-        Operands::pack(Matrix<Real>{weight, out, 1}, in, out, to);
-      to += Operands::packed_size(in, out);
+        Kinds::pack(l, Matrix<Real>{weight, out, 1}, in, out, typical, to);
+      to += Kinds::packed_size(l, in, out);
     }
 }
 
@@ -561,14 +788,14 @@ inline Real greatest(Vector<Real> x, Real least) {
 }
 
 // values of one head (rows), the last layer's output kept where the gradient needs it
-template <typename Operands, bool keep_last>
-void forward(const SfEvaluate<typename Operands::Real>& args,
-             const typename Operands::Kept* weights, int64_t head, const Tile& t,
-             const Activations<typename Operands::Kept>& kept,
-             typename Operands::Real* inverse_norm, typename Operands::Real* q) {
-  using Real = typename Operands::Real;
+template <typename Kinds, bool keep_last>
+void forward(const SfEvaluate<typename Kinds::Real>& args, const typename Kinds::Kept* weights,
+             int64_t head, const Tile& t, const Activations<typename Kinds::Kept>& kept,
+             typename Kinds::Real* inverse_norm, typename Kinds::Real* q) {
+  using Real = typename Kinds::Real;
+  using Rest = typename Kinds::Rest;
   const int64_t states = args.pairs.states(), latents = args.pairs.latents();
-  join<Operands>(args, head, t, kept.at[0], inverse_norm);
+  join<typename Kinds::First>(args, head, t, kept.at[0], inverse_norm);
   for (int64_t l = 0; l < args.layers; ++l) {
     const Layer<Real>& layer = args.layer[l];
     const int64_t out = layer.out;
@@ -578,21 +805,21 @@ void forward(const SfEvaluate<typename Operands::Real>& args,
     if (l + 1 < args.layers) {
       Real* wide = reinterpret_cast<Real*>(kept.wide);
       Vector<Real> largest[tile] = {};
-      product<Operands>(kept.at[l], t.padded, layer.in, out, weights,
-                        [&](int64_t row, int64_t column, Vector<Real> left, Vector<Real> right) {
+      product<Kinds>(l, kept.at[l], t.padded, layer.in, out, weights,
+                     [&](int64_t row, int64_t column, Vector<Real> left, Vector<Real> right) {
                           const Real* add = addend + t.state[row] * stride + column;
                           left = positive(left + load(add));
                           right = positive(right + load(add + lanes<Real>));
-                          if constexpr (Operands::scaled) {
+                          if constexpr (Kinds::scaled) {
                             largest[row] = larger(larger(left, right), largest[row]);
                             typename Full<Real>::Row(wide, row, out, 0).keep(column, left, right);
                           } else {
-                            typename Operands::Row(next, row, out, 0).keep(column, left, right);
+                            typename Rest::Row(next, row, out, 0).keep(column, left, right);
                           }
                         });
-      if constexpr (Operands::scaled)
+      if constexpr (Kinds::scaled)
         for (int64_t row = 0; row < t.padded; ++row) {
-          typename Operands::Row to(next, row, out, greatest(largest[row], Operands::smallest));
+          typename Rest::Row to(next, row, out, greatest(largest[row], Rest::smallest));
           for (int64_t column = 0; column < out; column += panel<Real>) {
             const Real* from = wide + row * out + column;
             to.keep(column, load(from), load(from + lanes<Real>));
@@ -606,8 +833,8 @@ void forward(const SfEvaluate<typename Operands::Real>& args,
         read_by[row] = args.readout + (head * latents + t.latent[row]) * out;
       }
       Vector<Real> dot[tile] = {};
-      product<Operands>(kept.at[l], t.padded, layer.in, out, weights,
-                        [&](int64_t row, int64_t column, Vector<Real> left, Vector<Real> right) {
+      product<Kinds>(l, kept.at[l], t.padded, layer.in, out, weights,
+                     [&](int64_t row, int64_t column, Vector<Real> left, Vector<Real> right) {
                           const Real* add = add_to[row] + column;
                           const Real* read = read_by[row] + column;
                           left = positive(left + load(add));
@@ -615,7 +842,7 @@ void forward(const SfEvaluate<typename Operands::Real>& args,
                           dot[row] += left * load(read);
                           dot[row] += right * load(read + lanes<Real>);
                           if constexpr (keep_last)
-                            typename Operands::Row(next, row, out, 0).keep(column, left, right);
+                            typename Rest::Row(next, row, out, 0).keep(column, left, right);
                         });
       const Real* offset =
           args.offset + head * (args.offset_by_pair ? args.pairs.count() : latents);
@@ -623,7 +850,7 @@ void forward(const SfEvaluate<typename Operands::Real>& args,
         q[row] = sum<Real>(dot[row]) +
                  offset[args.offset_by_pair ? t.first + row : t.latent[row]];
     }
-    weights += Operands::packed_size(layer.in, layer.out);
+    weights += Kinds::packed_size(l, layer.in, layer.out);
   }
 }
 
@@ -638,31 +865,31 @@ Real reduce(const SfEvaluate<Real>& args, const Real (*q)[tile], int64_t row) {
   return total;
 }
 
-template <typename Operands>
-bool evaluate(const SfEvaluate<typename Operands::Real>& args, int threads) {
-  using Real = typename Operands::Real;
-  using Kept = typename Operands::Kept;
+template <typename Kinds>
+bool evaluate(const SfEvaluate<typename Kinds::Real>& args, int threads) {
+  using Real = typename Kinds::Real;
+  using Kept = typename Kinds::Kept;
   const int64_t count = args.pairs.count(), tiles = blocks(count, tile);
   threads = static_cast<int>(max(1, min(threads, tiles)));
-  const int64_t weights_of_head = weights_size<Operands>(args),
-                scratch_size = activations_size<Operands>(args);
+  const int64_t weights_of_head = weights_size<Kinds>(args),
+                scratch_size = activations_size<Kinds>(args);
   Buffer<Kept> weights(args.heads * weights_of_head), scratch(threads * scratch_size);
   if (!weights.data || !scratch.data) return false;
-  pack_weights<Operands>(args, false, weights.data);
+  pack_weights<Kinds>(args, false, weights.data);
 
   int64_t next_tile = 0, next_scratch = 0;
   auto work = [&] {
-    const typename Operands::Thread thread;
+    const typename Kinds::Thread thread;
     Kept* mine = scratch.data +
                  __atomic_fetch_add(&next_scratch, 1, __ATOMIC_RELAXED) * scratch_size;
-    const Activations<Kept> kept = place_activations<Operands>(args, mine);
+    const Activations<Kept> kept = place_activations<Kinds>(args, mine);
     Real q[sf_max_heads][tile], inverse_norm[tile];
     for (;;) {
       const int64_t index = __atomic_fetch_add(&next_tile, 1, __ATOMIC_RELAXED);
       if (index >= tiles) return;
-      const Tile t(args.pairs, index * tile, count, Operands::strip);
+      const Tile t(args.pairs, index * tile, count, Kinds::strip);
       for (int64_t head = 0; head < args.heads; ++head)
-        forward<Operands, false>(args, weights.data + head * weights_of_head, head, t, kept,
+        forward<Kinds, false>(args, weights.data + head * weights_of_head, head, t, kept,
                                  inverse_norm, q[head]);
       for (int64_t row = 0; row < t.rows; ++row) args.q[t.first + row] = reduce(args, q, row);
     }
@@ -690,12 +917,12 @@ template <typename Real>
 void backward(const SfEvaluate<Real>& args, const Real* weights, const Real* transposed,
               int64_t begin, int64_t end, int64_t split, GradScratch<Real>& scratch) {
   const int64_t states = args.pairs.states(), latents = args.pairs.latents();
-  const int64_t hidden = args.hidden, weights_of_head = weights_size<Full<Real>>(args);
+  const int64_t hidden = args.hidden, weights_of_head = weights_size<Same<Full<Real>>>(args);
   for (int64_t first = begin; first < end; first += tile) {
     const Tile t(args.pairs, first, end, Full<Real>::strip);
     Real q[sf_max_heads][tile];
     for (int64_t head = 0; head < args.heads; ++head)
-      forward<Full<Real>, true>(args, weights + head * weights_of_head, head, t,
+      forward<Same<Full<Real>>, true>(args, weights + head * weights_of_head, head, t,
                                 scratch.kept[head], scratch.inverse_norm[head], q[head]);
 
     for (int64_t head = 0; head < args.heads; ++head) {
@@ -790,13 +1017,13 @@ bool gradient(const SfEvaluate<Real>& args, int threads) {
 
   int64_t widest = args.hidden;
   for (int64_t l = 0; l < args.layers; ++l) widest = max(widest, args.layer[l].out);
-  const int64_t kept_size = activations_size<Full<Real>>(args);
+  const int64_t kept_size = activations_size<Same<Full<Real>>>(args);
   const int64_t scratch_size = args.heads * kept_size + 2 * tile * widest;
-  const int64_t all_weights = args.heads * weights_size<Full<Real>>(args);
+  const int64_t all_weights = args.heads * weights_size<Same<Full<Real>>>(args);
   Buffer<Real> weights(all_weights), transposed(all_weights), buffer(threads * scratch_size);
   if (!weights.data || !transposed.data || !buffer.data) return false;
-  pack_weights<Full<Real>>(args, false, weights.data);
-  pack_weights<Full<Real>>(args, true, transposed.data);
+  pack_weights<Same<Full<Real>>>(args, false, weights.data);
+  pack_weights<Same<Full<Real>>>(args, true, transposed.data);
 
   int64_t next_job = 0, next_scratch = 0;
   auto work = [&] {
@@ -804,7 +1031,7 @@ bool gradient(const SfEvaluate<Real>& args, int threads) {
                  __atomic_fetch_add(&next_scratch, 1, __ATOMIC_RELAXED) * scratch_size;
     GradScratch<Real> scratch;
     for (int64_t head = 0; head < args.heads; ++head)
-      scratch.kept[head] = place_activations<Full<Real>>(args, mine + head * kept_size);
+      scratch.kept[head] = place_activations<Same<Full<Real>>>(args, mine + head * kept_size);
     for (int64_t i = 0; i < 2; ++i)
       scratch.delta[i] = mine + args.heads * kept_size + i * tile * widest;
     for (;;) {
@@ -829,7 +1056,7 @@ bool sf_evaluate(const SfEvaluate<float>& args, bool half, int threads) {
   return evaluate<Single>(args, threads);
 }
 bool sf_evaluate(const SfEvaluate<double>& args, bool, int threads) {
-  return evaluate<Full<double>>(args, threads);
+  return evaluate<Same<Full<double>>>(args, threads);
 }
 bool sf_evaluate_grad(const SfEvaluate<float>& args, int threads) {
   return gradient(args, threads);

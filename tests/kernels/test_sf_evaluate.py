@@ -176,6 +176,46 @@ def test_half_precision(spec, size, instruction_set):
     check_against_reference(evaluate, spec, size, torch.float32, "cpu", 0.0, tolerance)
 
 
+NORMS = {  # scale and shift of the normalisation, from draws of a normal distribution
+    "small": lambda scale, shift: (0.1 * scale, 0.1 * shift),
+    "large": lambda scale, shift: (10 * scale, shift),
+    "uneven": lambda scale, shift: (scale.exp(), shift),
+    "all of one sign": lambda scale, shift: (1 + 0 * scale, 3 + 0 * shift),
+    "constant": lambda scale, shift: (0 * scale, shift),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("size_of_weights", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("spec", [ONE, ("one", 2, 0, 256, 24, 6, 50, 50), TWO])
+def test_activations_and_weights_of_any_size(spec, norm, size_of_weights, instruction_set):
+    network, inputs = make_network(spec, torch.float32), make_inputs(spec, ((), 60, 41))
+    generator = torch.Generator().manual_seed(5)
+    scale, shift, second = network.left[1:]
+    scale, shift = NORMS[norm](*(torch.randn(x.shape, generator=generator) for x in (scale, shift)))
+    # columns of sizes between e^-6 and e^6 or so
+    uneven = size_of_weights * (2 * torch.randn(second.bias.shape, generator=generator)).exp()
+    second = Linear(second.weight * uneven, second.bias * uneven)
+    network = network._replace(left=Embedding(network.left[0], scale, shift, second))
+    got = sf_evaluate(network, *cast(tuple(inputs), torch.float32))
+    want = sf_evaluate_reference(cast(network), *inputs)
+    assert relative_error(got, want) <= TOLERANCE[torch.float32]
+
+
+@pytest.mark.skipif(
+    not {"vnni", "zen5"} <= set(_cpu.instruction_sets()), reason="needs AVX-512 VNNI"
+)
+@pytest.mark.parametrize("spec", [*networks, ("two", 1, 1, 600, 5, 3, 6, 6)])
+def test_integers_are_the_same_in_half_as_many_products(spec):
+    network, inputs = make_network(spec, torch.float32), make_inputs(spec, ((), 50, 9))
+    best, values = _cpu.instruction_set(), {}
+    for name in ("vnni", "zen5"):
+        _cpu.use_instruction_set(name)
+        values[name] = sf_evaluate(network, *cast(tuple(inputs), torch.float32), precision="half")
+    _cpu.use_instruction_set(best)
+    assert torch.equal(values["vnni"], values["zen5"])
+
+
 @needs_cuda
 @pytest.mark.parametrize("size", [((2, 3), 19, 7), ((), 130, 101)])
 @pytest.mark.parametrize("spec", wide)
