@@ -348,17 +348,17 @@ struct Words {
           to[(at / 2 * panel<float> + j) * 2 + at % 2] = static_cast<Kept>(std::lrint(x));
         }
         std::memcpy(to + depth * panel<float> + j * of_scale, &scale, sizeof scale);
-        if constexpr (units_that_add) {
-          const auto word = [&](int64_t at) -> int32_t {
-            return to[(at / 2 * panel<float> + j) * 2 + at % 2];
-          };
-          Paired* paired = reinterpret_cast<Paired*>(to + (depth + of_scale) * panel<float>);
-          for (int64_t begin = 0; begin < depth; begin += longest) {
-            int32_t total = 0;
-            for (int64_t at = begin; at < min(begin + longest, depth); ++at)
-              if (at % 32 < 16) total += word(at) * word(at + 16);
-            paired[begin / longest * panel<float> + j] = total;
+      }
+      if constexpr (units_that_add) {
+        Paired* paired = reinterpret_cast<Paired*>(to + (depth + of_scale) * panel<float>);
+        for (int64_t begin = 0; begin < depth; begin += longest, paired += panel<float>) {
+          int32_t total[panel<float>] = {};
+          for (int64_t at = begin; at < min(begin + longest, depth); at += at % 32 == 14 ? 18 : 2) {
+            const Kept *words = to + at * panel<float>, *others = words + 16 * panel<float>;
+            for (int64_t j = 0; j < panel<float>; ++j)
+              total[j] += words[2 * j] * others[2 * j] + words[2 * j + 1] * others[2 * j + 1];
           }
+          std::memcpy(paired, total, sizeof total);
         }
       }
       to += packed_size(depth, panel<float>);
@@ -492,26 +492,30 @@ struct Winograd {
   // Number k goes with k + 16. Behind a panel: what its sums start with, and the inverse scales.
   static void pack(Matrix<float> matrix, int64_t depth, int64_t columns, float typical, Kept* to) {
     for (int64_t first = 0; first < columns; first += panel<float>) {
-      for (int64_t j = 0; j < panel<float>; ++j) {
-        const auto number = [&](int64_t k) {
-          const float x = matrix.at(k, first + j);
-          return k % 32 >= 16 && k % 2 ? -x : x;
-        };
-        double squares = 0, paired = 0;
-        for (int64_t k = 0; k < depth; ++k) {
-          const double x = number(k);
-          squares += x * x;
-          if (k % 32 < 16) paired += x * number(k + 16);
+      const auto number = [&](int64_t k, int64_t j) {
+        const float x = matrix.at(k, first + j);
+        return k % 32 >= 16 && k % 2 ? -x : x;
+      };
+      double squares[panel<float>] = {}, paired[panel<float>] = {};
+      for (int64_t k = 0; k < depth; k += k % 32 == 15 ? 17 : 1)
+        for (int64_t j = 0; j < panel<float>; ++j) {
+          const double x = number(k, j), y = number(k + 16, j);
+          squares[j] += x * x + y * y;
+          paired[j] += x * y;
         }
+      float factors[panel<float>];
+      for (int64_t j = 0; j < panel<float>; ++j) {
+        const double size = std::sqrt(squares[j] / depth) / typical;
         int exponent = 0;
-        const double size = std::sqrt(squares / depth) / typical;
         if (size > 0 && std::isfinite(size)) std::frexp(size, &exponent);
         exponent = static_cast<int>(max(-126, min(exponent, 126)));
-        for (int64_t k = 0; k < depth; ++k)
-          to[k * panel<float> + j] = std::ldexp(number(k), -exponent);
-        to[depth * panel<float> + j] = static_cast<float>(-std::ldexp(paired, -2 * exponent));
+        factors[j] = std::ldexp(1.0f, -exponent);
+        to[depth * panel<float> + j] = static_cast<float>(-std::ldexp(paired[j], -2 * exponent));
         to[(depth + 1) * panel<float> + j] = std::ldexp(1.0f, exponent);
       }
+      for (int64_t k = 0; k < depth; ++k)
+        for (int64_t j = 0; j < panel<float>; ++j)
+          to[k * panel<float> + j] = number(k, j) * factors[j];
       to += packed_size(depth, panel<float>);
     }
   }
