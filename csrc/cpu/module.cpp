@@ -54,6 +54,7 @@ bool may_use_amx() {
 #endif
 
 #ifdef BFMPIPE_HAVE_zen5
+// or a later one that AMD counts to its family
 bool is_zen5() {
   unsigned signature, ebx, ecx, edx;
   if (!__builtin_cpu_is("amd") || !__get_cpuid(1, &signature, &ebx, &ecx, &edx)) return false;
@@ -64,6 +65,7 @@ bool is_zen5() {
 
 // what was compiled and this processor runs, the fastest last
 std::vector<Kernels> find_kernels() {
+  __builtin_cpu_init();  // before main they ask on their own authority
   std::vector<Kernels> found{BFMPIPE_KERNELS(generic)};
 #ifdef BFMPIPE_HAVE_avx2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))

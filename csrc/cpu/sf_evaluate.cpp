@@ -24,9 +24,9 @@ constexpr double epsilon = 1e-5;  // of torch's layer_norm
 //   a c + b d = (a + d) (b + c) - a b - c d
 // with (a, b) of a row and (c, d) of a column; what is subtracted is summed once a row and column.
 #ifdef BFMPIPE_UNITS_THAT_ADD
-constexpr bool units_that_add = true;
+[[maybe_unused]] constexpr bool units_that_add = true;
 #else
-constexpr bool units_that_add = false;
+[[maybe_unused]] constexpr bool units_that_add = false;
 #endif
 
 template <typename Real>
@@ -53,9 +53,10 @@ struct Buffer {
 //   strip            rows that one multiplication takes, of one panel's columns
 //   precise          whether float32's precision is kept
 //   scaled           whether a row of activations is kept relative to its largest number
+//   balanced         whether activations are multiplied by powers of two that pack(...) chooses
 //   kept_size(...)   of what is stored of a tile of rows, packed_size(...) of a matrix
 //   Row              stores a row of activations (tile, width), a panel's columns at a time
-//   pack(...)        stores a matrix, panel by panel; typical: a usual size of activations
+//   pack(...)        stores a matrix, panel by panel
 //   chunk(...)       rows of a matrix that one multiplication goes through
 //   multiply(...)    strip rows of activations times one panel, of the matrix's rows begin to end;
 //                    added to the result if begin is not the first
@@ -81,12 +82,12 @@ struct Full {
 #else
   static constexpr int64_t strip = 6;
 #endif
-  static constexpr bool precise = true, scaled = false;
+  static constexpr bool precise = true, scaled = false, balanced = false;
   static int64_t kept_size(int64_t width) { return tile * width; }
   static int64_t packed_size(int64_t depth, int64_t columns) { return depth * columns; }
   static int64_t chunk(int64_t depth) { return depth; }
 
-  static void pack(Matrix<Real> matrix, int64_t depth, int64_t columns, Real, Kept* to) {
+  static void pack(Matrix<Real> matrix, int64_t depth, int64_t columns, Kept* to) {
     for (int64_t first = 0; first < columns; first += panel<Real>)
       for (int64_t k = 0; k < depth; ++k)
         for (int64_t j = 0; j < panel<Real>; ++j) *to++ = matrix.at(k, first + j);
@@ -138,12 +139,14 @@ struct Kinds {
   static int64_t kept_size(int64_t l, int64_t width) {
     return l == 0 ? First::kept_size(width) : Rest::kept_size(width);
   }
+  // before the first matrix: the powers of two of its activations
+  static int64_t balance_size(int64_t depth) { return First::balanced ? depth : 0; }
   static int64_t packed_size(int64_t l, int64_t depth, int64_t columns) {
-    return l == 0 ? First::packed_size(depth, columns) : Rest::packed_size(depth, columns);
+    return l == 0 ? balance_size(depth) + First::packed_size(depth, columns)
+                  : Rest::packed_size(depth, columns);
   }
-  static void pack(int64_t l, Matrix<Real> matrix, int64_t depth, int64_t columns, Real typical,
-                   Kept* to) {
-    return (l == 0 ? First::pack : Rest::pack)(matrix, depth, columns, typical, to);
+  static void pack(int64_t l, Matrix<Real> matrix, int64_t depth, int64_t columns, Kept* to) {
+    return (l == 0 ? First::pack : Rest::pack)(matrix, depth, columns, to);
   }
 };
 template <typename Kind>
@@ -161,7 +164,7 @@ struct Parts {
   using Kept = uint16_t;
   static constexpr int64_t strip = 32, x_parts = x_parts_, weight_parts = weight_parts_;
   static constexpr int64_t most = x_parts > weight_parts ? x_parts : weight_parts;
-  static constexpr bool precise = x_parts > 1, scaled = false;
+  static constexpr bool precise = x_parts > 1, scaled = false, balanced = false;
   static constexpr int64_t side = 16, step = 32;  // a tile: rows, and bfloat16 numbers a row
   static_assert(panel<float> == 2 * side && step == sf_width);
 
@@ -203,7 +206,7 @@ struct Parts {
   // A panel's steps along the depth, in each the parts, in each two tiles. A tile's row has two
   // rows of the matrix side by side, as the unit takes them. Columns are neighbours: the gradient,
   // which packs the transposed, has no use for this kind.
-  static void pack(Matrix<float> matrix, int64_t depth, int64_t columns, float, Kept* to) {
+  static void pack(Matrix<float> matrix, int64_t depth, int64_t columns, Kept* to) {
     const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
     for (int64_t first = 0; first < columns; first += panel<float>)
@@ -303,7 +306,8 @@ using Half = Same<Parts<1, 2>>;
 
 // Numbers as integers, relative to the largest of their row (activations) or column (weights).
 // Their products have twice float32's rate, and sums that are exact: 32 bits hold those of
-// `longest` products of numbers up to `most`, and Winograd's are the same but for multiples of 2^32.
+// `longest` products of numbers up to `most`; with Winograd's product they wrap on the way, the
+// total does not.
 struct Words {
   using Real = float;
   using Kept = int16_t;
@@ -311,7 +315,7 @@ struct Words {
     Thread() {}
   };
   static constexpr int64_t strip = 12;
-  static constexpr bool precise = false, scaled = true;
+  static constexpr bool precise = false, scaled = true, balanced = false;
   static constexpr float most = 2895, smallest = 1e-30f;
   static constexpr int64_t longest = 256;
   typedef float Scale __attribute__((may_alias));  // what they are relative to, behind all of them
@@ -332,7 +336,7 @@ struct Words {
   // 32 numbers are packed from two vectors of 16, quarter by quarter: where number `at` goes
   static constexpr int64_t place(int64_t at) { return at % 16 / 4 * 8 + at / 16 * 4 + at % 4; }
 
-  static void pack(Matrix<float> matrix, int64_t depth, int64_t columns, float, Kept* to) {
+  static void pack(Matrix<float> matrix, int64_t depth, int64_t columns, Kept* to) {
     for (int64_t first = 0; first < columns; first += panel<float>) {
       for (int64_t j = 0; j < panel<float>; ++j) {
         float largest = smallest, poison = 0;
@@ -425,8 +429,8 @@ struct Words {
 #pragma GCC unroll 12
       for (int64_t row = 0; row < strip; ++row)
         for (int64_t half = 0; half < 2; ++half)
-          sums[row][half] =
-              -(broadcast<int32_t>(of_row[row]) + load(of_column + half * lanes<float>));
+          sums[row][half] -=
+              broadcast<int32_t>(of_row[row]) + load(of_column + half * lanes<float>);
       for (int64_t at = begin / 2; at < end / 2; at += at % 16 == 7 ? 9 : 1) {
         const Pair* with = columns + at * panel<float>;
         const auto left = load(with), right = load(with + lanes<float>);
@@ -459,9 +463,16 @@ struct Words {
     for (int64_t row = 0; row < strip; ++row)
       for (int64_t half = 0; half < 2; ++half) {
         const auto sum = __builtin_convertvector(sums[row][half], Vector<float>);
-        const Vector<float> part = sum * (broadcast<float>(row_scale[row]) * of_columns[half]);
-        result[row][half] = begin > 0 ? result[row][half] + part : part;
+        const Vector<float> scale = broadcast<float>(row_scale[row]) * of_columns[half];
+        // written out, lest the compiler contracts some rows' and not others'
+        result[row][half] = begin > 0 ? multiply_add(sum, scale, result[row][half]) : sum * scale;
       }
+  }
+
+  static Vector<float> multiply_add(Vector<float> x, Vector<float> y, Vector<float> z) {
+    return reinterpret_cast<Vector<float>>(
+        _mm512_fmadd_ps(reinterpret_cast<__m512>(x), reinterpret_cast<__m512>(y),
+                        reinterpret_cast<__m512>(z)));
   }
 
   // The compiler would copy the sums that its own function for this takes.
@@ -475,48 +486,76 @@ struct Words {
   }
 };
 
-// Winograd's product in float32, of activations that tanh bounds. It rounds numbers of the size of
-// both factors' squares: so columns are scaled, by powers of two, to be about as large as
-// activations, and in every other pair b and d are negated, lest the sum of a b grows where all
-// activations have one sign.
+#ifdef BFMPIPE_UNITS_THAT_ADD
+
+// Winograd's product in float32, of activations that tanh bounds. Its errors are relative to
+// squares of activations and weights instead of their products, and to partial sums of a b, along a
+// row, and of c d. So powers of two make activations of a unit as large as its weights, and columns
+// as large as each other; and b and d are negated in half of the pairs, neighbours among them, lest
+// sums grow where activations share a sign.
 struct Winograd {
   using Real = float;
   using Kept = float;
   using Thread = Full<float>::Thread;
   static constexpr int64_t strip = 12;
-  static constexpr bool precise = true, scaled = false;
+  static constexpr bool precise = true, scaled = false, balanced = true;
   static int64_t kept_size(int64_t width) { return tile * (width + 1); }
   static int64_t packed_size(int64_t depth, int64_t columns) { return columns * (depth + 2); }
   static int64_t chunk(int64_t depth) { return depth; }
 
-  // Number k goes with k + 16. Behind a panel: what its sums start with, and the inverse scales.
-  static void pack(Matrix<float> matrix, int64_t depth, int64_t columns, float typical, Kept* to) {
-    for (int64_t first = 0; first < columns; first += panel<float>) {
-      const auto number = [&](int64_t k, int64_t j) {
-        const float x = matrix.at(k, first + j);
-        return k % 32 >= 16 && k % 2 ? -x : x;
-      };
-      double squares[panel<float>] = {}, paired[panel<float>] = {};
-      for (int64_t k = 0; k < depth; k += k % 32 == 15 ? 17 : 1)
-        for (int64_t j = 0; j < panel<float>; ++j) {
-          const double x = number(k, j), y = number(k + 16, j);
-          squares[j] += x * x + y * y;
-          paired[j] += x * y;
-        }
-      float factors[panel<float>];
-      for (int64_t j = 0; j < panel<float>; ++j) {
-        const double size = std::sqrt(squares[j] / depth) / typical;
-        int exponent = 0;
-        if (size > 0 && std::isfinite(size)) std::frexp(size, &exponent);
-        exponent = static_cast<int>(max(-126, min(exponent, 126)));
-        factors[j] = std::ldexp(1.0f, -exponent);
-        to[depth * panel<float> + j] = static_cast<float>(-std::ldexp(paired[j], -2 * exponent));
-        to[(depth + 1) * panel<float> + j] = std::ldexp(1.0f, exponent);
-      }
+  // In each block of 32 number k goes with k + 16, which is negated if k and block are odd or even.
+  static bool negated(int64_t k) { return k % 32 >= 16 && (k + k / 32) % 2 == 1; }
+
+  // the power of two nearest to x, 1 if that is not a number
+  static double power(double x) {
+    if (std::isnan(x)) return 1;
+    int exponent = 0;
+    std::frexp(std::fmin(std::fmax(x, 0x1p-120), 0x1p120) * std::sqrt(0.5), &exponent);
+    return std::ldexp(1.0, exponent);
+  }
+
+  // First come the activations' powers of two, in whose place are the sizes typical of them. Behind
+  // each panel: what its sums start with, and what they are multiplied by.
+  static void pack(Matrix<float> matrix, int64_t depth, int64_t columns, Kept* to) {
+    Kept *balance = to, *panels = to + depth;
+    constexpr int64_t of_panel = panel<float>;
+    const auto factors = [&](int64_t first) {
+      return panels + packed_size(depth, first) + (depth + 1) * of_panel;
+    };
+    for (int64_t first = 0; first < columns; first += of_panel) {
+      double squares[of_panel] = {};
       for (int64_t k = 0; k < depth; ++k)
-        for (int64_t j = 0; j < panel<float>; ++j)
-          to[k * panel<float> + j] = number(k, j) * factors[j];
-      to += packed_size(depth, panel<float>);
+        for (int64_t j = 0; j < of_panel; ++j) {
+          const double x = static_cast<double>(matrix.at(k, first + j)) * balance[k];
+          squares[j] += x * x;
+        }
+      for (int64_t j = 0; j < of_panel; ++j)  // columns that give 0 give it exactly
+        factors(first)[j] = squares[j] == 0 ? 0 : power(std::sqrt(squares[j] / depth));
+    }
+    for (int64_t k = 0; k < depth; ++k) {
+      double squares = 0;
+      for (int64_t first = 0; first < columns; first += of_panel)
+        for (int64_t j = 0; j < of_panel; ++j) {
+          const double x = matrix.at(k, first + j), factor = factors(first)[j];
+          squares += factor > 0 && std::isfinite(x) ? (x / factor) * (x / factor) : 0;
+        }
+      balance[k] = power(std::sqrt(std::sqrt(squares / columns) / balance[k]));
+    }
+    for (int64_t first = 0; first < columns; first += of_panel) {
+      Kept* at = panels + packed_size(depth, first);
+      double inverse[of_panel], paired[of_panel] = {};
+      for (int64_t j = 0; j < of_panel; ++j)
+        inverse[j] = factors(first)[j] > 0 ? 1 / factors(first)[j] : 0;
+      for (int64_t k = 0; k < depth; ++k) {
+        const double of_row = (negated(k) ? -1.0 : 1.0) / balance[k];
+        for (int64_t j = 0; j < of_panel; ++j)
+          at[k * of_panel + j] = static_cast<float>(matrix.at(k, first + j) * inverse[j] * of_row);
+      }
+      for (int64_t k = 0; k < depth; k += k % 32 == 15 ? 17 : 1)
+        for (int64_t j = 0; j < of_panel; ++j)
+          paired[j] += static_cast<double>(at[k * of_panel + j]) * at[(k + 16) * of_panel + j];
+      for (int64_t j = 0; j < of_panel; ++j)
+        at[depth * of_panel + j] = static_cast<float>(-paired[j]);
     }
   }
 
@@ -526,17 +565,14 @@ struct Winograd {
     Row(Kept* x, int64_t row, int64_t width, float)
         : to(x + row * width), paired_to(x + tile * width + row) {}
     void keep(int64_t column, Vector<float> left, Vector<float> right) {
-      right = alternate(right);
+      const int64_t signs = column / panel<float> % 2 ? 1ll << 31 : INT64_MIN;  // of two lanes
+      right = reinterpret_cast<Vector<float>>(
+          _mm512_xor_si512(reinterpret_cast<__m512i>(right), _mm512_set1_epi64(signs)));
       store(to + column, left);
       store(to + column + lanes<float>, right);
       paired += left * right;
     }
     void end() { *paired_to = sum<float>(paired); }
-    static Vector<float> alternate(Vector<float> x) {
-      const __m512i signs = _mm512_set1_epi64(INT64_MIN);  // of every other lane
-      return reinterpret_cast<Vector<float>>(
-          _mm512_xor_si512(reinterpret_cast<__m512i>(x), signs));
-    }
   };
 
   __attribute__((noinline)) static void multiply(const Kept* x, int64_t first, int64_t depth,
@@ -578,7 +614,14 @@ struct Winograd {
   }
 };
 
-using Single = std::conditional_t<units_that_add, Kinds<Winograd, Full<float>>, Same<Full<float>>>;
+using Single = Kinds<Winograd, Full<float>>;
+
+#else
+
+using Single = Same<Full<float>>;
+
+#endif
+
 using Half = Same<Words>;
 
 #else
@@ -624,8 +667,8 @@ inline Vector<double> tanh(Vector<double> x) {
   return x;
 }
 
-// x P(x^2) / Q(x^2), fitted up to where tanh is 1 in the precision that is kept: to a relative error
-// of 2e-8, or of 5e-5 where 16 bits are kept
+// x P(x^2) / Q(x^2), fitted up to where tanh is 1 in the precision that is kept: to a relative
+// error of 2e-8, or of 5e-5 where 16 bits are kept
 template <typename Operands>
 inline Vector<float> tanh(Vector<float> x) {
   constexpr float end = Operands::precise ? 9.02f : 4.97f;
@@ -713,14 +756,14 @@ int64_t weights_size(const SfEvaluate<Real>& args) {
   return size;
 }
 
-// about the root of the mean square of tanh(g scale + shift), with g of mean square 1
+// about the root of the mean square of each unit's tanh(g scale + shift), with g of mean square 1
 template <typename Real>
-Real typical_activation(const SfEvaluate<Real>& args, int64_t head) {
-  const Real *scale = args.scale + head * args.hidden, *shift = args.shift + head * args.hidden;
-  Real square = 0;
-  for (int64_t j = 0; j < args.hidden_used; ++j) square += scale[j] * scale[j] + shift[j] * shift[j];
-  square /= static_cast<Real>(args.hidden_used);
-  return std::sqrt(square / (1 + square));
+void typical_activations(const SfEvaluate<Real>& args, int64_t head, Real* to) {
+  for (int64_t j = head * args.hidden; j < (head + 1) * args.hidden; ++j) {
+    const double scale = args.scale[j], shift = args.shift[j];
+    const double square = scale * scale + shift * shift;
+    *to++ = std::isfinite(square) ? std::sqrt(square / (1 + square)) : 1;
+  }
 }
 
 // Packs the weights of all heads, transposed for the gradient. Those of (head, l) are at
@@ -731,21 +774,24 @@ void pack_weights(const SfEvaluate<Real>& args, bool transposed, typename Kinds:
     for (int64_t l = 0; l < args.layers; ++l) {
       const int64_t in = args.layer[l].in, out = args.layer[l].out;
       const Real* weight = args.layer[l].weight + head * in * out;
-      const Real typical = l == 0 ? typical_activation(args, head) : 1;
+      if constexpr (Kinds::First::balanced)
+        if (l == 0) typical_activations(args, head, to);
       if (transposed)
-        Kinds::pack(l, Matrix<Real>{weight, 1, out}, out, in, typical, to);
+        Kinds::pack(l, Matrix<Real>{weight, 1, out}, out, in, to);
       else
-        Kinds::pack(l, Matrix<Real>{weight, out, 1}, in, out, typical, to);
+        Kinds::pack(l, Matrix<Real>{weight, out, 1}, in, out, to);
       to += Kinds::packed_size(l, in, out);
     }
 }
 
 // tanh(x / sqrt(mean x^2 + epsilon) * scale + shift) with x = state + latent, both centred; that is
-// LayerNorm, without its mean. inverse_norm: 1 / sqrt(...) of each row.
+// LayerNorm, without its mean. inverse_norm: 1 / sqrt(...) of each row. balance: what activations
+// are multiplied by, if the kind has that.
 template <typename Operands>
-__attribute__((noinline)) void join(const SfEvaluate<typename Operands::Real>& args,
-                                    int64_t head, const Tile& t,
-          typename Operands::Kept* out, typename Operands::Real* inverse_norm) {
+__attribute__((noinline)) void join(const SfEvaluate<typename Operands::Real>& args, int64_t head,
+                                    const Tile& t, const typename Operands::Kept* balance,
+                                    typename Operands::Kept* out,
+                                    typename Operands::Real* inverse_norm) {
   using Real = typename Operands::Real;
   const int64_t hidden = args.hidden;
   const Real* scale = args.scale + head * hidden;
@@ -775,7 +821,9 @@ __attribute__((noinline)) void join(const SfEvaluate<typename Operands::Real>& a
     const Real factor = inverse_norm[row];
     const auto activation = [&](int64_t j) {
       const Vector<Real> x = (load(state + j) + load(latent + j)) * factor;
-      return tanh<Operands>(x * load(scale + j) + load(shift + j));
+      const Vector<Real> y = tanh<Operands>(x * load(scale + j) + load(shift + j));
+      if constexpr (Operands::balanced) return y * load(balance + j);
+      return y;
     };
     typename Operands::Row kept(out, row, hidden, 1);
     for (int64_t j = 0; j < hidden; j += panel<Real>)
@@ -799,28 +847,29 @@ void forward(const SfEvaluate<typename Kinds::Real>& args, const typename Kinds:
   using Real = typename Kinds::Real;
   using Rest = typename Kinds::Rest;
   const int64_t states = args.pairs.states(), latents = args.pairs.latents();
-  join<typename Kinds::First>(args, head, t, kept.at[0], inverse_norm);
+  join<typename Kinds::First>(args, head, t, weights, kept.at[0], inverse_norm);
   for (int64_t l = 0; l < args.layers; ++l) {
     const Layer<Real>& layer = args.layer[l];
     const int64_t out = layer.out;
+    const typename Kinds::Kept* packed = weights + (l == 0 ? Kinds::balance_size(layer.in) : 0);
     const Real* addend = layer.addend + head * (layer.by_state ? states : 1) * out;
     const int64_t stride = layer.by_state ? out : 0;
     auto* next = kept.at[l + 1];
     if (l + 1 < args.layers) {
       Real* wide = reinterpret_cast<Real*>(kept.wide);
       Vector<Real> largest[tile] = {};
-      product<Kinds>(l, kept.at[l], t.padded, layer.in, out, weights,
+      product<Kinds>(l, kept.at[l], t.padded, layer.in, out, packed,
                      [&](int64_t row, int64_t column, Vector<Real> left, Vector<Real> right) {
-                          const Real* add = addend + t.state[row] * stride + column;
-                          left = positive(left + load(add));
-                          right = positive(right + load(add + lanes<Real>));
-                          if constexpr (Kinds::scaled) {
-                            largest[row] = larger(larger(left, right), largest[row]);
-                            typename Full<Real>::Row(wide, row, out, 0).keep(column, left, right);
-                          } else {
-                            typename Rest::Row(next, row, out, 0).keep(column, left, right);
-                          }
-                        });
+                       const Real* add = addend + t.state[row] * stride + column;
+                       left = positive(left + load(add));
+                       right = positive(right + load(add + lanes<Real>));
+                       if constexpr (Kinds::scaled) {
+                         largest[row] = larger(larger(left, right), largest[row]);
+                         typename Full<Real>::Row(wide, row, out, 0).keep(column, left, right);
+                       } else {
+                         typename Rest::Row(next, row, out, 0).keep(column, left, right);
+                       }
+                     });
       if constexpr (Kinds::scaled)
         for (int64_t row = 0; row < t.padded; ++row) {
           typename Rest::Row to(next, row, out, greatest(largest[row], Rest::smallest));
@@ -837,17 +886,17 @@ void forward(const SfEvaluate<typename Kinds::Real>& args, const typename Kinds:
         read_by[row] = args.readout + (head * latents + t.latent[row]) * out;
       }
       Vector<Real> dot[tile] = {};
-      product<Kinds>(l, kept.at[l], t.padded, layer.in, out, weights,
+      product<Kinds>(l, kept.at[l], t.padded, layer.in, out, packed,
                      [&](int64_t row, int64_t column, Vector<Real> left, Vector<Real> right) {
-                          const Real* add = add_to[row] + column;
-                          const Real* read = read_by[row] + column;
-                          left = positive(left + load(add));
-                          right = positive(right + load(add + lanes<Real>));
-                          dot[row] += left * load(read);
-                          dot[row] += right * load(read + lanes<Real>);
-                          if constexpr (keep_last)
-                            typename Rest::Row(next, row, out, 0).keep(column, left, right);
-                        });
+                       const Real* add = add_to[row] + column;
+                       const Real* read = read_by[row] + column;
+                       left = positive(left + load(add));
+                       right = positive(right + load(add + lanes<Real>));
+                       dot[row] += left * load(read);
+                       dot[row] += right * load(read + lanes<Real>);
+                       if constexpr (keep_last)
+                         typename Rest::Row(next, row, out, 0).keep(column, left, right);
+                     });
       const Real* offset =
           args.offset + head * (args.offset_by_pair ? args.pairs.count() : latents);
       for (int64_t row = 0; row < t.rows; ++row)

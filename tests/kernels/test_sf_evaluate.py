@@ -176,29 +176,103 @@ def test_half_precision(spec, size, instruction_set):
     check_against_reference(evaluate, spec, size, torch.float32, "cpu", 0.0, tolerance)
 
 
-NORMS = {  # scale and shift of the normalisation, from draws of a normal distribution
-    "small": lambda scale, shift: (0.1 * scale, 0.1 * shift),
-    "large": lambda scale, shift: (10 * scale, shift),
-    "uneven": lambda scale, shift: (scale.exp(), shift),
-    "all of one sign": lambda scale, shift: (1 + 0 * scale, 3 + 0 * shift),
-    "constant": lambda scale, shift: (0 * scale, shift),
+def uneven(weight, normal):
+    """Columns of sizes between e^-6 and e^6 or so."""
+    return weight * (2 * normal[..., :1, :]).exp()
+
+
+def with_zero_columns(weight, normal):
+    return torch.where(normal[..., :1, :] > 0, weight, 0)
+
+
+def rows_of_the_odd(factor, weight):
+    """Those of odd units times `factor`."""
+    return torch.where(even(weight.mT), weight.mT, factor * weight.mT).mT
+
+
+def even(x):
+    """1 at even units of the last axis, 0 at odd ones."""
+    return torch.arange(x.shape[-1]) % 2 == 0
+
+
+# what becomes of scale and shift of the normalisation and of the weights after it, given draws from
+# a normal distribution in their place
+HARD = {
+    "small": lambda s, h, w, n: (0.1 * s, 0.1 * h, w),
+    "large": lambda s, h, w, n: (10 * s, h, w),
+    "uneven columns": lambda s, h, w, n: (s.exp(), h, uneven(w, n)),
+    "columns of zeros": lambda s, h, w, n: (s, h, with_zero_columns(w, n)),
+    "one sign": lambda s, h, w, n: (1 + 0 * s, 3 + 0 * h, w),
+    "one sign, columns of zeros": lambda s, h, w, n: (0 * s + 1, 0 * h + 3, with_zero_columns(w, n)),
+    "even units of one sign": lambda s, h, w, n: (1 + 0 * s, 3.0 * even(h) + 0 * h, w),
+    "odd units of the other sign": lambda s, h, w, n: (1 + 0 * s, 6.0 * even(h) - 3 + 0 * h, w),
+    "units that are off": lambda s, h, w, n: (s * even(s), h * even(h), rows_of_the_odd(1e6, w)),
+    "constant": lambda s, h, w, n: (0 * s, h, w),
+    "tiny": lambda s, h, w, n: (1e-22 * s, 1e-22 * h, 1e22 * w),
+    "one large scale": lambda s, h, w, n: (torch.where(even(s) & (s > 2.2), 1e20, 1), 0 * h, w),
+    "sizes that cancel": lambda s, h, w, n: ((2 * s).exp(), 0 * h, w * (-2 * s).exp().mT),
+    "tiny weights": lambda s, h, w, n: (s, h, 1e-12 * uneven(w, n)),
+    "large weights": lambda s, h, w, n: (s, h, 1e12 * uneven(w, n)),
 }
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("size_of_weights", [1e-12, 1.0, 1e12])
-@pytest.mark.parametrize("spec", [ONE, ("one", 2, 0, 256, 24, 6, 50, 50), TWO])
-def test_activations_and_weights_of_any_size(spec, norm, size_of_weights, instruction_set):
-    network, inputs = make_network(spec, torch.float32), make_inputs(spec, ((), 60, 41))
+def make_hard_network(spec, hard, biased):
+    network = make_network(spec, torch.float32)
     generator = torch.Generator().manual_seed(5)
-    scale, shift, second = network.left[1:]
-    scale, shift = NORMS[norm](*(torch.randn(x.shape, generator=generator) for x in (scale, shift)))
-    # columns of sizes between e^-6 and e^6 or so
-    uneven = size_of_weights * (2 * torch.randn(second.bias.shape, generator=generator)).exp()
-    second = Linear(second.weight * uneven, second.bias * uneven)
-    network = network._replace(left=Embedding(network.left[0], scale, shift, second))
-    got = sf_evaluate(network, *cast(tuple(inputs), torch.float32))
+    first, scale, shift, second = network.left
+
+    def draw(x):
+        return torch.randn(x.shape, generator=generator)
+
+    scale, shift, weight = HARD[hard](draw(scale), draw(shift), second.weight, draw(second.weight))
+    second = Linear(weight, second.bias * biased)
+    network = network._replace(left=Embedding(first, scale.float(), shift.float(), second))
+    if not biased:  # lest what comes later makes up for it
+        network = network._replace(
+            trunk=tuple(Linear(x.weight, 0 * x.bias) for x in network.trunk),
+            out=Linear(network.out.weight, 0 * network.out.bias),
+        )
+    return network
+
+
+@pytest.mark.parametrize("hard", HARD)
+@pytest.mark.parametrize(
+    ("form", "hidden", "biased"), [("one", 64, True), ("two", 256, False), ("one", 1024, False)]
+)
+def test_activations_and_weights_of_any_size(form, hidden, biased, hard, instruction_set):
+    if _cpu.sanitized and hidden > 256:
+        pytest.skip("minutes under the sanitizers, of code that the others run")
+    spec = (form, 2, int(form == "two"), hidden, 24, 6, 50, 50)
+    network, inputs = make_hard_network(spec, hard, biased), make_inputs(spec, ((), 30, 21))
+    in_float32 = cast(tuple(inputs), torch.float32)
+    got, want = sf_evaluate(network, *in_float32), sf_evaluate_reference(cast(network), *inputs)
+    # where all states are alike, their errors are, and do not average out
+    plain = relative_error(sf_evaluate_reference(network, *in_float32), want)
+    assert relative_error(got, want) <= max(TOLERANCE[torch.float32], 5 * plain * ("const" in hard))
+
+
+def test_errors_that_columns_share_do_not_add_up(instruction_set):
+    spec = ("one", 2, 0, 1024, 24, 6, 50, 50)
+    network, (obs, action, z, w) = (
+        make_hard_network(spec, "one sign", biased=False),
+        make_inputs(spec, ((), 30, 21)),
+    )
+    network = network._replace(out=Linear(network.out.weight.abs(), network.out.bias))
+    inputs = (obs, action, z, w.abs())
+    got = sf_evaluate(network, *cast(inputs, torch.float32))
     want = sf_evaluate_reference(cast(network), *inputs)
+    assert relative_error(got, want) <= 2e-7
+
+
+@pytest.mark.parametrize("precision", ["full", "half"])
+def test_activations_that_are_nothing_give_nothing(precision, instruction_set):
+    network = make_network(ONE, torch.float32)
+    first, scale, shift, second = network.left
+    second = Linear(1e6 * second.weight, second.bias)
+    network = network._replace(left=Embedding(first, 0 * scale, 0 * shift, second))
+    obs, action, z, w = make_inputs(ONE, ((), 5, 4))
+    got = sf_evaluate(network, *cast((obs, action, z, w), torch.float32), precision=precision)
+    want = sf_evaluate_reference(cast(network), obs, action, z, w)
     assert relative_error(got, want) <= TOLERANCE[torch.float32]
 
 
@@ -209,10 +283,13 @@ def test_activations_and_weights_of_any_size(spec, norm, size_of_weights, instru
 def test_integers_are_the_same_in_half_as_many_products(spec):
     network, inputs = make_network(spec, torch.float32), make_inputs(spec, ((), 50, 9))
     best, values = _cpu.instruction_set(), {}
-    for name in ("vnni", "zen5"):
-        _cpu.use_instruction_set(name)
-        values[name] = sf_evaluate(network, *cast(tuple(inputs), torch.float32), precision="half")
-    _cpu.use_instruction_set(best)
+    try:
+        for name in ("vnni", "zen5"):
+            _cpu.use_instruction_set(name)
+            inputs = cast(tuple(inputs), torch.float32)
+            values[name] = sf_evaluate(network, *inputs, precision="half")
+    finally:
+        _cpu.use_instruction_set(best)
     assert torch.equal(values["vnni"], values["zen5"])
 
 
@@ -306,7 +383,7 @@ def parts_of(spec, size, dtype):
 
 
 @pytest.mark.parametrize("precision", ["full", "half"])
-@pytest.mark.parametrize("spec", networks)
+@pytest.mark.parametrize("spec", [*networks, ("two", 1, 1, 600, 5, 3, 6, 6)])
 def test_same_bits_on_any_number_of_threads_and_in_any_batch(
     spec, precision, instruction_set, threads
 ):
@@ -414,6 +491,15 @@ def test_an_activation_that_is_not_finite_shows(bad, precision, instruction_set)
     network.trunk[0].bias[0, 0, 3] = bad
     network.trunk[1].weight[0, 3].abs_()
     assert not sf_evaluate(network, *inputs, precision=precision).isfinite().any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("precision", ["full", "half"])
+def test_a_weight_that_is_not_finite_shows(bad, precision, instruction_set):
+    network = make_network(ONE, torch.float32)
+    inputs = make_inputs(ONE, ((), 5, 4), torch.float32)
+    network.left.second.weight[:, 3, 5] = bad
+    assert not sf_evaluate(network, *inputs, precision=precision).isfinite().all()
 
 
 @pytest.mark.parametrize("device", devices)
