@@ -203,7 +203,7 @@ HARD = {
     "uneven columns": lambda s, h, w, n: (s.exp(), h, uneven(w, n)),
     "columns of zeros": lambda s, h, w, n: (s, h, with_zero_columns(w, n)),
     "one sign": lambda s, h, w, n: (1 + 0 * s, 3 + 0 * h, w),
-    "one sign, columns of zeros": lambda s, h, w, n: (0 * s + 1, 0 * h + 3, with_zero_columns(w, n)),
+    "one sign and zeros": lambda s, h, w, n: (0 * s + 1, 0 * h + 3, with_zero_columns(w, n)),
     "even units of one sign": lambda s, h, w, n: (1 + 0 * s, 3.0 * even(h) + 0 * h, w),
     "odd units of the other sign": lambda s, h, w, n: (1 + 0 * s, 6.0 * even(h) - 3 + 0 * h, w),
     "units that are off": lambda s, h, w, n: (s * even(s), h * even(h), rows_of_the_odd(1e6, w)),
