@@ -1,6 +1,5 @@
 """Measurements: each module runs as python -m benchmarks.<name> and says what it prints."""
 
-import os
+from bfmpipe.cli import let_threads_sleep
 
-# as on the command line: idle threads do not spin on the cores that the simulator needs
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+let_threads_sleep()

@@ -18,8 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# as the command line sets them, before torch and dm_control are imported
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# as the command line sets it, before dm_control is imported
 os.environ.setdefault("MUJOCO_GL", "disabled")
 
 import numpy as np

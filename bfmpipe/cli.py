@@ -38,11 +38,21 @@ NAMES = tuple(
 )
 
 
+def let_threads_sleep() -> None:
+    """Keep idle threads of torch off the cores that the simulator needs; torch reads it on import.
+
+    They spin first for about as long as a network's next operation takes to come: where each had
+    to wake them, two threads were slower than one.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a stage; 0, or 2 after one sentence on bad input, or 1 where the doctor finds a fault."""
     argv = sys.argv[1:] if argv is None else argv
-    # idle threads must not spin on the cores that the simulator needs; torch reads it on import
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    let_threads_sleep()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as a rule gives it: by hand, the same bytes
     if argv[:1] != ["play"]:  # which may draw
         os.environ.setdefault("MUJOCO_GL", "disabled")

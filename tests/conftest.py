@@ -1,15 +1,15 @@
 """A tiny data set, model and latents, made by the real stages once a session: read, never write."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-# as the command line sets it, before anything imports torch: idle threads must not spin
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from bfmpipe.cli import let_threads_sleep
+
+let_threads_sleep()  # before anything imports torch
 
 
 @dataclass(frozen=True)

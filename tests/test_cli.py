@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bfmpipe.cli import NAMES, main
+from bfmpipe.cli import NAMES, let_threads_sleep, main
 
 
 def files(tiny, tmp_path, stage):
@@ -423,3 +423,19 @@ def test_the_version_is_the_packages(capsys):
         main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out.strip() == metadata.version("bfmpipe")
+
+
+def test_idle_threads_soon_sleep(monkeypatch):
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    let_threads_sleep()
+    assert [os.environ[name] for name in names] == ["PASSIVE", "1000"]
+
+
+def test_how_threads_wait_is_left_to_who_set_it(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    let_threads_sleep()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert "GOMP_SPINCOUNT" not in os.environ
