@@ -200,7 +200,7 @@ def _complaint(cls: type[Config], error: Any, top: Place) -> str:
 
 
 def _choices(given: str, valid: Sequence[str]) -> str:
-    near = difflib.get_close_matches(given, valid, n=1, cutoff=0.7)
+    near = difflib.get_close_matches(given, valid, n=1)
     guess = f"did you mean {near[0]}? " if near else ""
     return f"{guess}valid: {', '.join(valid) or 'none'}"
 

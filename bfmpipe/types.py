@@ -21,7 +21,7 @@ class UserError(Exception):
 
 def meant(given: str, valid: Iterable[str]) -> str:
     """What an unknown name was probably meant to be, as the end of a sentence; or nothing."""
-    near = difflib.get_close_matches(given, list(valid), n=1, cutoff=0.7)
+    near = difflib.get_close_matches(given, list(valid), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
