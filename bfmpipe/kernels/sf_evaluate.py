@@ -88,9 +88,10 @@ def sf_evaluate(
     hundred times as large as the others cost them precision; on CUDA float16, which overflows
     beyond 65504. Sums stay float32 (of integers exact). Expect a relative error of 5e-4 (CUDA,
     VNNI: 2e-4 on trained models, up to 9e-4 on deep ones) to 1.6e-3 (AMX). On CUDA, "full" follows
-    torch's float32 matmul precision (tf32 where it is allowed). On AMD's Zen 5 float32 rounds
-    relative to activations of the size that the normalisation gives them: errors are as elsewhere,
-    but for states and latents so near to zero that their first layer is below its epsilon (1e-5).
+    torch's float32 matmul precision (tf32 where it is allowed). On AMD's Zen 5, in
+    a network whose first layer and shift are zero or nearly so for some state and latent (the
+    square of what is normalised is below LayerNorm's epsilon, 1e-5), "full" is less exact for that
+    pair: 2e-6 for inputs of 1e-4 in a network without biases, 2e-4 for inputs of 1e-6.
 
     Differentiable once in obs, action, z and w, in full precision; the network is taken as frozen.
     Two calls give the same bits; on the CPU so does any number of threads, and any batch that a
