@@ -38,7 +38,9 @@ def make_problem(device: str) -> Problem:
     budget = EPISODES * domain.config.episode_steps
     tasks = domain.tasks("walker", list(TASKS), {})
     z = project_z(w).to(device)
-    return Problem(domain, model.eval().to(device), tasks, w.to(device), z, budget, visited, 1)
+    seen = domain.observe(domain.split(visited))
+    model = model.eval().to(device)
+    return Problem(domain, model, tasks, w.to(device), z, budget, visited, 1, seen)
 
 
 def make(name: str, problem: Problem) -> Method:

@@ -66,6 +66,7 @@ class Run:
             budget=budget,
             visited=self.data.physics[self.data.index],
             threads=threads,
+            visited_obs=self.data.obs[self.data.index],
         )
 
     def settings(self, method: str) -> dict[str, Any]:

@@ -208,7 +208,7 @@ def roam(
         seed: of starts, latents and noise.
 
     Raises:
-        UserError: for a number that is none of these.
+        UserError: for a count that is no positive integer, or a negative `noise_std`.
     """
     counts = {"episodes": episodes, "latent_steps": latent_steps, "environments": environments}
     counts = {name: counted(name, value) for name, value in counts.items()}
@@ -384,6 +384,12 @@ def adapt(
     return (point for (point,) in points)
 
 
+def columns_of(method: str) -> tuple[str, ...]:
+    """Columns of a data set that a method reads; see `read_transitions`."""
+    needs_obs = plugins.load("adaptation", method).Method.needs_visited_obs
+    return ("obs", "physics") if needs_obs else ("physics",)
+
+
 def adapt_together(
     pretrained: Sequence[Pretrained],
     tasks: Sequence[Task],
@@ -449,6 +455,7 @@ def adapt_together(
         budget=episodes * domain.config.episode_steps,
         visited=data.physics[data.index],
         threads=threads(),
+        visited_obs=data.obs[data.index] if module.Method.needs_visited_obs else None,
     )
     running = module.Method(config, problem, seeds)
     starts = start_states(domain, evaluation or Evaluation())

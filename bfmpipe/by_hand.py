@@ -130,7 +130,7 @@ def adapt(cfg: Adapt, *, model: Path, data: Path | None = None, latent: Path | N
 
     Raises:
         UserError: for an unknown name or setting, a file that cannot be read or written, a
-            `latent` that is there and is none, or a budget that does not allow one update.
+            `latent` that is no latent file, or a budget that does not allow one update.
     """
     pretrained, task = _prepare(model, cfg.domain, cfg.task, cfg.task_settings)
     method = plugins.load("adaptation", cfg.method)

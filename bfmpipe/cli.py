@@ -220,7 +220,7 @@ def _roam(argv: list[str]) -> int:
         "`bfmpipe play`.",
         allow_abbrev=False,
     )
-    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="of a model")
+    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="the model")
     parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="to write")
     for name, said in (
         ("episodes", "episodes to play (100)"),
@@ -260,7 +260,7 @@ def _adapt_by_hand(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="of a model")
+    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="the model")
     _add_task(parser, required=True)
     parser.add_argument(
         "--method", required=True, help="a module of bfmpipe.adaptation, such as lola"

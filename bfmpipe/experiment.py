@@ -127,7 +127,8 @@ class Experiment(Config):
     @classmethod
     def _differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed stands twice; its runs would count twice")
+            seed = next(seed for seed in seeds if seeds.count(seed) > 1)
+            raise ValueError(f"{seed} is listed twice, and its runs would count twice; remove one")
         return seeds
 
     def stage(
@@ -233,6 +234,7 @@ class Experiment(Config):
         return {
             **self._with_tasks(domain, agent, seed),
             "diagnosis": self.diagnose.model_dump(mode="json"),
+            "inference": self.infer.model_dump(mode="json"),
         }
 
     def _judge(self, *_: object) -> Mapping[str, Any]:
@@ -426,8 +428,8 @@ def _check_names(experiment: Experiment, where: str) -> None:
             raise UserError(f"{where}: results: {path} is a file; name a directory")
     if experiment.name in {*experiment.domains, *_DIRECTORIES}:
         raise UserError(
-            f"{where}: name: {experiment.results}/{experiment.name} holds other files; choose "
-            "another name"
+            f"{where}: name: {experiment.results}/{experiment.name} is kept for the files of a "
+            "stage or a domain; choose another name"
         )
 
 

@@ -116,7 +116,7 @@ EVERYTHING_WITH_TASKS = {"infer", "probe", "adapt", "diagnose", "describe", "plo
         (setting("agents", "fb", "hidden_dim", value=64), {"pretrain"}),
         (setting("pretrain", "updates", value=80), {"pretrain"}),
         (setting("pretrain", "tensorboard", value=True), {"pretrain"}),
-        (setting("infer", "samples", value=900), {"pretrain", "infer"}),
+        (setting("infer", "samples", value=900), {"pretrain", "infer", "diagnose"}),
         (setting("probe", "latents", value=9), {"probe"}),
         (setting("adapt", "every", value=4), {"adapt"}),
         (setting("adapt", "device", value="cuda"), {"adapt"}),
@@ -146,7 +146,7 @@ def test_a_change_reaches_only_the_stages_it_concerns(smoke, change, stages, mon
 @pytest.mark.parametrize(
     ("change", "stages"),
     [
-        (setting("infer", "samples", value=900), {"infer"}),
+        (setting("infer", "samples", value=900), {"infer", "diagnose"}),
         (setting("evaluate", "episodes", value=5), {"probe", "adapt"}),
         (setting(*DOMAIN, "tasks", "reach", "target_size", value=0.2), EVERYTHING_WITH_TASKS),
     ],
@@ -479,10 +479,10 @@ MISTAKES = [
     ),
     (setting("name", value=".."), "name: '..' is not"),
     (setting("name", value="a/b"), "name: 'a/b' is not"),
-    (setting("name", value="tables"), "name: results/smoke/tables holds other files; choose"),
+    (setting("name", value="tables"), "name: results/smoke/tables is kept for the files"),
     (
         setting("name", value="point_mass_maze"),
-        "name: results/smoke/point_mass_maze holds other files; choose another name",
+        "name: results/smoke/point_mass_maze is kept for the files of a stage or a domain; choose",
     ),
     (setting("methods", "lola", "horzon", value=1), "methods.lola.horzon is not a setting"),
     (
@@ -536,7 +536,7 @@ MISTAKES = [
     ),
     (setting("seeds", value=[]), "seeds: has 0 entries, but needs 1 or more"),
     (setting("seeds", value=3), "seeds: 3 is a number, not a list"),
-    (setting("seeds", value=[0, 0]), "seeds: a seed stands twice"),
+    (setting("seeds", value=[0, 0]), "seeds: 0 is listed twice, and its runs"),
     (setting("seeds", value=[-1]), "seeds[0]: -1 should be greater than or equal to 0"),
     (setting("seeds", value=[2**31]), "seeds[0]: 2147483648 should be less than 2147483648"),
     (setting("seeds", value=[0.5]), "seeds[0]: 0.5 is not a whole number"),

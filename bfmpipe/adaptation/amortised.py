@@ -34,6 +34,7 @@ from bfmpipe.agents import Model
 from bfmpipe.config import Config as BaseConfig
 from bfmpipe.envs.batched import BatchedEnv
 from bfmpipe.envs.domain import Domain
+from bfmpipe.inference.goal import infer_goal
 from bfmpipe.inference.reward import Inference, infer
 from bfmpipe.networks import project_z
 from bfmpipe.types import Array, UserError
@@ -47,7 +48,7 @@ class Config(BaseConfig):
     training_tasks: int = Field(128, ge=2)
     """J."""
     pool: int = Field(256, ge=1)
-    """Latents of states beside those of the training tasks."""
+    """Latents of reaching states of the data, beside those of the training tasks."""
     pool_starts: int = Field(4, ge=1)
     """Start states that each of them is played from, for an episode."""
     samples: int = Field(10_000, ge=2)
@@ -105,6 +106,8 @@ class Adapter(nn.Module):
 class Method(BaseMethod):
     """The adapter on all tasks at once."""
 
+    needs_visited_obs = True
+
     def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
         super().__init__(config, problem, seeds)
         self.config = config
@@ -125,19 +128,13 @@ class Method(BaseMethod):
 
     @classmethod
     def check(cls, config: Config, domain: Domain, budget: int) -> None:
-        """Refuse budgets that end before the first proposal, and domains without training tasks."""
+        """Refuse budgets that end before the first proposal."""
         steps = config.episodes * domain.config.episode_steps
         if budget < steps:
             raise UserError(
                 f"amortised: a budget of {budget} environment steps a task is too small "
                 f"for the {config.episodes} episodes before the first proposal ({steps}); "
                 "raise the budget or lower episodes"
-            )
-        if domain.observed_fields:
-            raise UserError(
-                f"amortised: {domain.name} observes "
-                f"{', '.join(domain.observed_fields)}, which stored states do not hold, so "
-                "there are no training tasks; choose lola"
             )
 
     def advance(self) -> bool:
@@ -193,10 +190,10 @@ class Method(BaseMethod):
         """The adapter of a model, trained on tasks of its own."""
         c = self.config
         with torch.no_grad():
-            phi, weights = self._training_tasks(model, rng, generator)
+            obs, weights = self._training_tasks(model, rng, generator)
             z, w, reward = weights
-            known = phi[torch.randint(len(phi), (c.pool,), generator=generator).to(phi.device)]
-            latents = torch.cat([z, project_z(known)])
+            goals = obs[torch.randint(len(obs), (c.pool,), generator=generator).to(obs.device)]
+            latents = torch.cat([z, infer_goal(model, goals, Inference(), obs).z])
             starts = self.problem.domain.start_states(c.pool_starts, rng)
             context, context_reward, earned = self._play_pool(model, latents, starts, reward)
         with torch.random.fork_rng(devices=[]):
@@ -208,10 +205,9 @@ class Method(BaseMethod):
     def _training_tasks(
         self, model: Model, rng: np.random.Generator, generator: torch.Generator
     ) -> tuple[Tensor, tuple[Tensor, Tensor, "Ramps"]]:
-        """Features of data states (n, d), and the tasks: z, w (J, d), and the rewards."""
+        """Observations of data states (n, obs_dim), and the tasks: z, w (J, d), and the rewards."""
         c, problem = self.config, self.problem
-        rows = rng.integers(len(problem.visited), size=c.samples)
-        obs = problem.observe(problem.visited[rows])
+        obs = problem.seen(rng.integers(len(problem.visited), size=c.samples))
         phi = model.phi(obs)
         J, d = c.training_tasks, phi.shape[-1]
         goals = phi[torch.randint(len(phi), (J,), generator=generator).to(phi.device)]
@@ -230,7 +226,7 @@ class Method(BaseMethod):
         how = Inference(samples=len(phi))
         found = [infer(model, obs, r, how) for r in reward(phi).mT]
         w, z = (torch.stack(column) for column in zip(*found, strict=True))
-        return phi, (z, w, reward)
+        return obs, (z, w, reward)
 
     def _play_pool(
         self, model: Model, latents: Tensor, starts: Array, reward: "Ramps"

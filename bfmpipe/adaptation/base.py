@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ class Problem:
     model: one, or a `Stack` of S; tasks: T of them, where S models each have T / S in equal blocks,
     the same ones in the same order; w: (T, d) reward weights and z: (T, d) latents from zero-shot
     inference; budget: environment steps a task may spend; visited: (n, physics_dim) states of the
-    data set that rollouts may start from; threads: of the simulator.
+    data set that rollouts may start from; threads: of the simulator; visited_obs: (n, obs_dim),
+    what was observed there, for a method whose `needs_visited_obs` says so.
     """
 
     domain: Domain
@@ -38,19 +39,22 @@ class Problem:
     budget: int
     visited: Array
     threads: int
+    visited_obs: Array | None = None
 
     @property
     def device(self) -> torch.device:
         """Where models, latents and all that a method learns are; simulations are on the CPU."""
         return self.z.device
 
+    def seen(self, rows: Array) -> Tensor:
+        """Observations (n, obs_dim) of the rows (n,) of `visited`, on `device`."""
+        if self.visited_obs is None:
+            raise ValueError("observations of the data's states were not asked for")
+        return self.tensor(self.visited_obs[rows])
+
     def tensor(self, array: Array) -> Tensor:
         """An array as a tensor on `device`."""
         return torch.from_numpy(array).to(self.device)
-
-    def observe(self, physics: Array) -> Tensor:
-        """Observations (n, obs_dim) of stored states (n, physics_dim), on `device`."""
-        return self.tensor(self.domain.observe(self.domain.split(physics)))
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -91,6 +95,9 @@ class Method(ABC):
         problem: what to adapt, and the budget.
         seeds: of all the method's randomness, one for each of the problem's models.
     """
+
+    needs_visited_obs: ClassVar[bool] = False
+    """Whether it looks at what the data's states were observed as, `Problem.visited_obs`."""
 
     def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
         self.check(config, problem.domain, problem.budget)

@@ -7,11 +7,12 @@ of the zero-shot policy:
                      (Roy & Vetterli 2007): how many directions the features use
     residual         1 - R^2 of the best fit of r by phi^T w + constant: what no w can express
     mismatch         1 - R^2 of the best fit of r by a (phi^T w_0) + b: what the inferred w does not
-    extrapolation    1 - cos(z_0, z) with the nearest of the latents project_z(phi(s)) of the data,
+    extrapolation    1 - cos(z_0, z) with the nearest of the latents of reaching states of the data,
                      which are what the policy was trained on
     correlation      of Q = psi(s, pi(s, z_0), z_0)^T w_0 with the discounted return that playing
                      z_0 from s gives, over start states s (Pearson)
-    scale            those returns over Q, by least squares through the origin: 1 is calibrated
+    scale            those returns over Q, by least squares through the origin: 1 is calibrated. Q
+                     here has the value of the constant that w leaves out (`inference.reward`)
 """
 
 import math
@@ -24,10 +25,9 @@ from torch import Tensor
 
 from bfmpipe.adaptation.base import Problem, act_by_latent
 from bfmpipe.config import Config
-from bfmpipe.inference.goal import goal_weights
-from bfmpipe.inference.reward import Inference
+from bfmpipe.inference.goal import infer_goal
+from bfmpipe.inference.reward import Inference, left_out
 from bfmpipe.inference.spectrum import effective_rank
-from bfmpipe.networks import project_z
 from bfmpipe.types import Array
 
 
@@ -57,7 +57,12 @@ class Diagnosis(NamedTuple):
 
 @torch.no_grad()
 def diagnose(
-    problem: Problem, obs: Tensor, rewards: Tensor, config: DiagnosisConfig, seed: int
+    problem: Problem,
+    obs: Tensor,
+    rewards: Tensor,
+    config: DiagnosisConfig,
+    seed: int,
+    inference: Inference | None = None,
 ) -> Diagnosis:
     """Diagnose T tasks before adapting to them.
 
@@ -69,7 +74,9 @@ def diagnose(
         rewards: (T, n), of reaching them.
         config: see DiagnosisConfig.
         seed: of start states.
+        inference: what w_0 and z_0 are from; the defaults if None.
     """
+    inference = inference or Inference()
     model, tasks = problem.model, len(problem.tasks)
     phi = model.phi(obs).double()
     centred = phi - phi.mean(0)
@@ -80,7 +87,7 @@ def diagnose(
         [unexplained((centred @ w[t])[:, None], rewards[t : t + 1].double()) for t in range(tasks)]
     )
     some = obs[: config.latents]
-    known = project_z(goal_weights(model, some, Inference(), obs))
+    known = infer_goal(model, some, inference, obs).z
     cosine = (
         torch.nn.functional.normalize(problem.z, dim=-1)
         @ torch.nn.functional.normalize(known, dim=-1).mT
@@ -90,6 +97,8 @@ def diagnose(
         np.corrcoef(a, b)[0, 1] if a.std() * b.std() else np.nan
         for a, b in zip(q, returns, strict=True)
     ]
+    shift = left_out(model, obs, rewards, problem.w, inference).numpy()
+    q = q + shift[:, None] / (1 - model.discount)
     squares = (q * q).sum(1)
     scale = np.divide((q * returns).sum(1), squares, out=np.full(tasks, np.nan), where=squares > 0)
     return Diagnosis(

@@ -27,6 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bfmpipe.adaptation import lola
+from bfmpipe.adaptation.actors import put_within
 from bfmpipe.adaptation.base import Problem, act_by_latent
 from bfmpipe.adaptation.lookahead import LookaheadConfig
 from bfmpipe.adaptation.off_policy import Batch, check_finite
@@ -106,7 +107,9 @@ class Method(SafeMethod):
         self.learn()
         if bool(lookahead.any()):
             z = self.playing.z.unflatten(1, (-1, c.lookahead.latents))
-            self.mover.put(self._ascended(before, z, seen), lookahead)
+            ascended = self._ascended(before, z, seen)
+            ascended = put_within(ascended, self.problem.z, c.least_cosine)
+            self.mover.put(ascended, lookahead)
         self.shifted = ratio > c.shift_ratio
 
     @torch.no_grad()

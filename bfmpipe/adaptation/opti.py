@@ -8,8 +8,9 @@ psi(s, pi(s, z), z)^T w. From all steps (s, a) -> s' played so far, with rewards
     A = lambda I + sum x(s') x(s')^T
     w_hat = A^-1 (lambda w_0 + sum r x(s'))
 
-that is ridge regression with the inferred w_0 as prior mean. Every `switch_every` steps, and when
-an episode begins, each environment chooses a latent for its state s:
+that is ridge regression with the inferred w_0 as prior mean. Where w is by least squares, r is the
+reward less the constant that w_0 leaves out, of which such a w says nothing. Every `switch_every`
+steps, and when an episode begins, each environment chooses a latent for its state s:
 
     ucb       among z_c = proj(w_c), with w_c = w_hat and others uniform in the ellipsoid
               {w: |w - w_hat|_A <= 2 beta}, the one of largest optimistic value, psi_c =
@@ -28,6 +29,7 @@ latent; before the first step it is z_0. There is no critic but the frozen psi.
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -38,7 +40,7 @@ from bfmpipe.adaptation.draws import Draws
 from bfmpipe.agents import Model
 from bfmpipe.config import Config as BaseConfig
 from bfmpipe.envs.domain import Domain
-from bfmpipe.inference.reward import inverse_covariance
+from bfmpipe.inference.reward import Inference, inverse_covariance, left_out
 from bfmpipe.networks import project_z
 from bfmpipe.types import Array, UserError
 
@@ -120,11 +122,16 @@ class Ridge:
 class Method(BaseMethod):
     """OpTI on all tasks at once."""
 
+    needs_visited_obs = True
+
     def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
         super().__init__(config, problem, seeds)
         self.config = config
         self.ridge = Ridge(problem.w, config.ridge)
         self.to_features = reward_features(problem, self.draws)
+        self.constant = torch.zeros_like(self.ridge.b[:, :1])
+        if problem.model.inference_weights == "least-squares":
+            self.constant = left_out_constants(problem, self.draws)
         self.env = problem.env(config.nenv)
         self.episode_step = problem.domain.config.episode_steps
 
@@ -166,7 +173,7 @@ class Method(BaseMethod):
                 f"task {task}: a reward is not a number; look for a division by zero or a "
                 "logarithm in the reward"
             )
-        self.ridge.tell(torch.cat(features, 1), reward)
+        self.ridge.tell(torch.cat(features, 1), reward - self.constant)
         self.z = project_z(self.ridge.w).to(self.z)
         return True
 
@@ -204,26 +211,37 @@ def ridge_values(model: Model, ridge: Ridge, obs: Tensor, z: Tensor, beta: float
 
 @torch.no_grad()
 def reward_features(problem: Problem, draws: Draws) -> Tensor:
-    """The matrices (T, d, d), float64, from rows phi to rows x of the module's equations.
-
-    Raises:
-        UserError: where it takes observations of stored states, and there are none.
-    """
-    model, domain = problem.model, problem.domain
+    """The matrices (T, d, d), float64, from rows phi to rows x of the module's equations."""
+    model = problem.model
     if model.inference_weights == "least-squares":
         eye = torch.eye(model.z_dim, dtype=torch.float64, device=problem.device)
         return eye.expand(len(problem.tasks), -1, -1)
-    if domain.observed_fields:
-        raise UserError(
-            f"opti: {domain.name} observes {', '.join(domain.observed_fields)}, which stored "
-            "states do not hold, and this model's weights need the features' covariance; choose "
-            "a model whose weights are found by least squares, or another method"
-        )
-    n = min(_SAMPLE, len(problem.visited))
-    sources = iter(draws.numpy)
+    rows = iter(_samples(problem, draws))
 
     def matrix(one: Model) -> Tensor:
-        physics = problem.visited[next(sources).choice(len(problem.visited), n, replace=False)]
-        return inverse_covariance(one.phi(problem.observe(physics)))
+        return inverse_covariance(one.phi(problem.seen(next(rows))))
 
     return torch.stack(problem.each_task(matrix))
+
+
+@torch.no_grad()
+def left_out_constants(problem: Problem, draws: Draws) -> Tensor:
+    """What w_0 leaves out of each task's reward, (T, 1), float64; see `inference.reward`.
+
+    Rewards of the data's states are those of reaching them by an action of zero.
+    """
+    found = []
+    domain, count = problem.domain, len(problem.tasks) // len(problem.models)
+    blocks = zip(problem.models, _samples(problem, draws), problem.w.split(count), strict=True)
+    for model, rows, w in blocks:
+        physics, still = problem.visited[rows], np.zeros((len(rows), domain.action_dim))
+        rewards = [domain.relabel(task, physics, still) for task in problem.tasks[:count]]
+        reward = problem.tensor(np.stack(rewards))
+        found.append(left_out(model, problem.seen(rows), reward, w, Inference()))
+    return torch.cat(found)[:, None]
+
+
+def _samples(problem: Problem, draws: Draws) -> list[Array]:
+    """Rows of the data's states, a sample a model."""
+    n = min(_SAMPLE, len(problem.visited))
+    return [rng.choice(len(problem.visited), n, replace=False) for rng in draws.numpy]

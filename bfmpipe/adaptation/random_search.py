@@ -1,8 +1,9 @@
 """Random search over latents of states: does the model hold a better policy than the inferred one?
 
-Candidate 0 is z_0; the others are project_z(phi(s)) of states s that the data passed through and,
-for a share of them, proj(z_0 + sigma eps). A candidate's score is the mean of lookahead's R over
-start states that all of a task's candidates share, and the best so far is kept.
+Candidate 0 is z_0; the others are those of reaching states that the data passed through
+(`inference.goal`) and, for a share of them, proj(z_0 + sigma eps). A candidate's score is the mean
+of lookahead's R over start states that all of a task's candidates share, and the best so far is
+kept.
 
     all         every candidate is played from the same `states` start states, k at a time
     halving     rounds of equal cost: all k candidates, the better half of them, a quarter, ...,
@@ -25,6 +26,8 @@ from torch import Tensor
 from bfmpipe.adaptation.base import Problem
 from bfmpipe.adaptation.lookahead import LookaheadConfig, LookaheadMethod
 from bfmpipe.envs.domain import Domain
+from bfmpipe.inference.goal import infer_goal, needs_sample
+from bfmpipe.inference.reward import Inference
 from bfmpipe.networks import project_z
 from bfmpipe.types import UserError
 
@@ -45,6 +48,7 @@ class Config(LookaheadConfig):
 class Method(LookaheadMethod):
     """Random search on all tasks at once."""
 
+    needs_visited_obs = True
     config: Config
 
     def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
@@ -58,14 +62,9 @@ class Method(LookaheadMethod):
 
     @classmethod
     def check(cls, config: Any, domain: Domain, budget: int) -> None:
-        """Refuse budgets that compare nothing, and domains without latents of states."""
+        """Refuse budgets that compare nothing."""
         super().check(config, domain, budget)
         c, halving = config, config.allocation == "halving"
-        if domain.observed_fields:
-            raise UserError(
-                f"random-search: {domain.name} observes {', '.join(domain.observed_fields)}, which "
-                "stored states do not hold, so there are no latents of states; choose cem"
-            )
         smallest = (_rounds(c) * c.latents if halving else 2 * c.states) * c.horizon
         if budget < smallest:
             what = (
@@ -90,13 +89,24 @@ class Method(LookaheadMethod):
         rows = self.draws.by_seed(
             shape[0] * n, lambda m, rng: rng.integers(len(problem.visited), size=m)
         )
-        physics = problem.visited[rows]
-        obs = problem.observe(physics)
-        with torch.no_grad():
-            z = project_z(problem.model.phi(obs)).unflatten(0, shape)
+        z = self._reaching(problem.seen(rows)).unflatten(0, shape)
         noise = self.draws.normal(*z.shape)
         near = self.draws.uniform(*shape) < c.near_fraction
         return torch.where(near[..., None], project_z(problem.z[:, None] + c.sigma * noise), z)
+
+    def _reaching(self, obs: Tensor) -> Tensor:
+        """Latents (n, d) of being where obs (n, obs_dim) was observed, each by its own model."""
+        problem, how = self.problem, Inference()
+        found = []
+        blocks = obs.chunk(len(problem.models))
+        for model, seed, goals in zip(problem.models, self.draws.seeds, blocks, strict=True):
+            sample = None
+            if needs_sample(model, how):  # drawn anew each time, rather than kept in checkpoints
+                n = min(how.samples, len(problem.visited))
+                rng = np.random.default_rng(seed)
+                sample = problem.seen(rng.choice(len(problem.visited), n, replace=False))
+            found.append(infer_goal(model, goals, how, sample).z)
+        return torch.cat(found)
 
     def _try_more(self) -> bool:
         c = self.config

@@ -85,6 +85,7 @@ def _given(method: Method) -> dict[str, Any]:
         "w": problem.w,
         "z": problem.z,
         "visited": problem.visited,
+        "visited_obs": problem.visited_obs,
     }
     for i, model in enumerate(problem.models):
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from bfmpipe.config import Config as BaseConfig
 from bfmpipe.data.tables import read_table
-from bfmpipe.data.transitions import DomainLike
+from bfmpipe.data.transitions import OF_EPISODES, DomainLike
 from bfmpipe.types import Array, UserError
 
 _PARTS = {"qpos": "nq", "qvel": "nv", "act": "na"}
@@ -37,7 +37,6 @@ _UNREADABLE = (  # TypeError: a single array
     NotImplementedError,
 )
 _END = 2**16  # bytes
-_FREE = ("episode_steps", "start")  # settings of a domain that its motions need not share
 
 
 class Config(BaseConfig):
@@ -217,7 +216,7 @@ class Explorer:
             raise UserError(f"{path}: trajectories of {whose}; the domain is {self.domain.name}")
         own = self.domain.config.model_dump(mode="json")
         for name, value in origin.source.get("domain_settings", {}).items():
-            if name not in _FREE and value != own.get(name):
+            if name not in OF_EPISODES and value != own.get(name):
                 raise UserError(
                     f"{path}: trajectories of {whose} with {name} {value}; here it is "
                     f"{own.get(name)}"

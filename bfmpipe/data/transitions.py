@@ -36,6 +36,8 @@ _LAYOUT = {
 """Columns as arrays, in the order of Transitions: dtype and number of axes."""
 
 _WIDE = ("obs", "action", "physics")
+OF_EPISODES = ("episode_steps", "start")
+"""Settings of domains that data need not share with a model."""
 _GROUP = 16384
 """Rows a row group: one page a column, since Parquet's writer begins another at 20,000 rows."""
 
@@ -60,7 +62,7 @@ def check_domain(data: "Transitions", domain: DomainLike) -> None:
     """Refuse a data set of another domain.
 
     Raises:
-        UserError: where the names, the clocks or the widths of the columns differ.
+        UserError: where the names, the settings of the body or the widths of the columns differ.
     """
     if data.domain != domain.name:
         raise UserError(f"the data set is of {data.domain}, the model of {domain.name}")
@@ -70,6 +72,13 @@ def check_domain(data: "Transitions", domain: DomainLike) -> None:
             f"the data set has {given.physics_steps} physics steps a control step, the model "
             f"{domain.config.physics_steps}; collect the data with the same physics_steps"
         )
+    wanted = domain.config.model_dump(mode="json")
+    for name, value in given.model_dump(mode="json").items():
+        if name not in OF_EPISODES and value != wanted[name]:
+            raise UserError(
+                f"the data set is of {data.domain} with {name} {value}, the model of {name} "
+                f"{wanted[name]}"
+            )
     for name in ("obs", "action", "physics"):
         found, expected = getattr(data, name).shape[1], getattr(domain, f"{name}_dim")
         if found != expected:

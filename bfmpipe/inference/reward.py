@@ -6,9 +6,10 @@ With features phi_i of n sampled states, their rewards r_i, and what a sample co
     least-squares   w = argmin mean_i q_i (phi_i^T w - r_i)^2 = C^+ mean_i q_i r_i phi_i,
                     C = mean_i q_i phi_i phi_i^T; the shortest w where many are best
 
-and z = project_z(w) = sqrt(d) w / |w|. Uniform weighting is q_i = 1. Then the expectation is, for
-FB by its definition, the w with which psi^T w is the value of r, and least squares is that of any
-features whose span holds r. The two agree where the features are orthonormal.
+and z = project_z(w) = sqrt(d) w / |w|. Uniform weighting is q_i = 1. Then psi^T w is the value of r
+for FB, by its definition, with the expectation, and for successor features of phi, if phi's span
+holds r, with least squares. The two agree where the features are orthonormal; with the other one a
+model's z may still be good, but psi^T w is not a value.
 
 Centred, the means (with the weights q) are taken off rewards and features first: w stands for the
 reward less its mean, and least squares fits r up to a constant.
@@ -103,6 +104,24 @@ def infer(model: Model, obs: Tensor, reward: Tensor, config: Inference) -> Laten
             f"cannot be inferred; {mend}"
         )
     return Latent(w, project_z(w))
+
+
+def left_out(model: Model, obs: Tensor, reward: Tensor, w: Tensor, config: Inference) -> Tensor:
+    """The constant by which a task's reward differs from what w stands for, (T,), float64.
+
+    Least squares leaves the mean of its residual; a centred expectation that of the reward.
+
+    Args:
+        model: a frozen BFM.
+        obs: (n, obs_dim), samples.
+        reward: (T, n), of reaching them.
+        w: (T, d), inferred by `infer`.
+        config: with which.
+    """
+    mean = reward.double().mean(-1)
+    if config.of(model) == "least-squares":
+        return mean - w.double() @ model.phi(obs).double().mean(0)
+    return mean if config.centred else torch.zeros_like(mean)
 
 
 def _check(reward: Tensor, config: Inference) -> None:

@@ -89,7 +89,7 @@ def adapt(
         pretrained,
         tasks,
         inferred,
-        api.read_transitions(dataset, ("physics",)),
+        api.read_transitions(dataset, api.columns_of(cfg.method.name)),
         method=cfg.method.name,
         episodes=cfg.episodes,
         every=cfg.every,

@@ -15,6 +15,7 @@ from bfmpipe.config import Config
 from bfmpipe.data.tables import write_table
 from bfmpipe.data.transitions import check_domain
 from bfmpipe.envs.batched import threads
+from bfmpipe.inference.reward import Inference
 from bfmpipe.stages.infer import read_latents, read_model
 from bfmpipe.stages.sections import Families, provenance
 
@@ -26,6 +27,8 @@ class Diagnose(Config):
     agent: str
     tasks: Families
     diagnosis: DiagnosisConfig
+    inference: Inference = Inference()
+    """What the latents are from."""
     seed: int = Field(ge=0)
 
 
@@ -67,6 +70,7 @@ def diagnose(cfg: Diagnose, *, model: Path, dataset: Path, latents: Path, diagno
         torch.from_numpy(rewards),
         cfg.diagnosis,
         cfg.seed,
+        cfg.inference,
     )
     columns = {
         "domain": [cfg.domain] * len(tasks),

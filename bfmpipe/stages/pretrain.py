@@ -375,7 +375,8 @@ class Watch:
         episode_steps, _, episodes = rewards.shape
         returns = rewards.sum(0)
         discounted = np.tensordot(model.discount ** np.arange(episode_steps), rewards, 1)
-        values += (self.left_out(model, w) / (1 - model.discount))[:, None]
+        shift = reward.left_out(model, self.obs, self.reward, w, self.inference)
+        values += shift.numpy()[:, None] / (1 - model.discount)
         return [
             {
                 "family": task.family,
@@ -389,16 +390,6 @@ class Watch:
             }
             for i, task in enumerate(self.tasks)
         ]
-
-    def left_out(self, model: Model, w: Tensor) -> Array:
-        """The constant (T,) by which a task's reward differs from what w (T, d) stands for.
-
-        Least squares leaves the mean of its residual; a centred expectation that of the reward.
-        """
-        mean = self.reward.mean(-1)
-        if self.inference.of(model) == "least-squares":
-            return (mean - w.double() @ model.phi(self.obs).double().mean(0)).numpy()
-        return (mean if self.inference.centred else torch.zeros_like(mean)).numpy()
 
 
 def still(model: Model) -> Model:

@@ -26,7 +26,6 @@ from bfmpipe.data.transitions import check_domain
 from bfmpipe.envs.batched import BatchedEnv, threads
 from bfmpipe.envs.domain import Task
 from bfmpipe.inference.ranking import latent_values
-from bfmpipe.networks import project_z
 from bfmpipe.stages.infer import read_latents, read_model
 from bfmpipe.stages.sections import Families, provenance
 from bfmpipe.types import Array
@@ -39,7 +38,7 @@ class Probe(Config):
     agent: str
     tasks: Families
     latents: int = Field(ge=1)
-    """Latents project_z(phi(s)) of states s of the data set."""
+    """How many latents, each of reaching a state of the data set (`inference.goal`)."""
     episodes: int = Field(ge=2)
     """Episodes a latent on the selection's start states."""
     evaluation: Evaluation
@@ -70,7 +69,7 @@ def probe(cfg: Probe, *, model: Path, dataset: Path, latents: Path, scores: Path
     check_domain(data, domain)
     rng = np.random.default_rng(cfg.seed)
     rows = rng.choice(data.index, min(cfg.latents, len(data.index)), replace=False) + 1
-    z = project_z(pretrained.model.phi(torch.from_numpy(data.obs[rows])))
+    z = api.infer_goal(pretrained, data.obs[rows], data=data, seed=cfg.seed).z
     w = read_latents(latents, tasks, pretrained).w
 
     evaluation_starts = start_states(domain, cfg.evaluation)

@@ -1,5 +1,7 @@
 """The diagnosis: each quantity against what is known of a model made for it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,28 @@ def test_extrapolation_is_the_distance_to_the_nearest_latent_of_the_data():
     obs = torch.tensor([[2.0, 0, 0, 0], [3.0, 3.0, 0, 0]]).repeat(50, 1)
     found = diagnose(made, obs, torch.rand(2, 100), CONFIG, 0)
     np.testing.assert_allclose(found.extrapolation, [0, 1 + np.sqrt(0.5)], atol=1e-6)
+
+
+def test_the_constant_that_least_squares_leaves_out_is_added_to_the_values():
+    """The ball rests, features are the position, r = phi^T w + .5, psi is exact."""
+    rest = np.zeros((100, 4))
+    rest[:, :2] = np.random.default_rng(0).uniform(-0.25, 0.25, (100, 2))
+    model = Standing(lambda obs: 10 * obs)
+    model.inference_weights = "least-squares"
+    made = problem(model, torch.tensor([[1.0, 0.3, 0, 0]]), visited=rest)
+    made.domain.start_states = lambda n, rng: rest[:n]
+
+    def tilted(physics, action):
+        return 0.5 + physics.qpos[:, 0] + 0.3 * physics.qpos[:, 1]
+
+    task = made.domain.task_from(tilted)
+    made = replace(made, tasks=[task])
+    obs = torch.from_numpy(made.domain.observe(made.domain.split(rest)))
+    rewards = torch.from_numpy(made.domain.relabel(task, rest, np.zeros((100, 2))))[None]
+    config = DiagnosisConfig(samples=100, latents=100, starts=8, tail=1e-6)
+    found = diagnose(made, obs, rewards, config, 0)
+    assert found.q_scale[0] == pytest.approx(1, rel=1e-4)
+    assert found.mismatch[0] == pytest.approx(0, abs=1e-9)
 
 
 def test_values_that_are_the_returns_are_calibrated_and_twice_too_large_is_half():

@@ -90,6 +90,16 @@ def test_the_lookahead_is_lolas_update():
     torch.testing.assert_close(found, project_z(mu.detach()), rtol=1e-4, atol=1e-4)
 
 
+def test_the_lookahead_too_stays_within_the_least_cosine():
+    problem = make_problem()
+    lookahead = {**LOOKAHEAD, "learning_rate": 0.5}
+    method = finish(make(problem, shift_ratio=1e-9, least_cosine=0.99, lookahead=lookahead))
+    assert method.modes[-1].all()
+    cosine = torch.cosine_similarity(method.mover.z.detach(), problem.z)
+    assert (cosine < 0.9901).any()
+    assert (cosine > 0.99 - 1e-5).all()
+
+
 def test_only_lookaheads_tasks_follow_it():
     """Without off-policy updates, the candidate of the other task stays where it is."""
     problem = make_problem()

@@ -14,6 +14,7 @@ from bfmpipe.adaptation.protocol import Evaluation, adapt, evaluate, start_state
 from bfmpipe.agents import fb
 from bfmpipe.config import parse
 from bfmpipe.envs import make_domain
+from bfmpipe.envs.batched import BatchedEnv
 from bfmpipe.networks import project_z
 from bfmpipe.types import UserError
 
@@ -89,7 +90,24 @@ def make_problem(budget=200, model=None):
     generator = torch.Generator().manual_seed(1)
     w = torch.randn(len(tasks), model.z_dim, generator=generator)
     visited = domain.exploration_states(100, np.random.default_rng(0))
-    return Problem(domain, model, tasks, w, project_z(w), budget, visited, threads=1)
+    seen = domain.observe(domain.split(visited))
+    return Problem(domain, model, tasks, w, project_z(w), budget, visited, 1, seen)
+
+
+def quadruped_problem(inference_weights):
+    """Observations of stored states cannot be told from the states here."""
+    domain = make_domain("quadruped", {"episode_steps": 20})
+    generator = torch.Generator().manual_seed(1)
+    small = {"hidden_dim": 32, "backward_hidden_dim": 16, "batch": 8}
+    torch.manual_seed(0)
+    config = fb.Config(z_dim=6, architecture="concatenated", **small)
+    model = fb.Model(config, domain.obs_dim, domain.action_dim).requires_grad_(False).eval()
+    model.inference_weights = inference_weights
+    w = torch.randn(2, 6, generator=generator)
+    visited = domain.exploration_states(40, np.random.default_rng(0))
+    seen = BatchedEnv(domain, 40, 1).reset(visited)
+    tasks = domain.tasks("quadruped", ["stand", "walk"], {})
+    return Problem(domain, model, tasks, w, project_z(w), 200, visited, 1, seen)
 
 
 def make(name, problem, seed=0, **settings):
@@ -114,6 +132,13 @@ def name(request):
 
 def test_every_method_is_covered(name):
     assert name in SETTINGS, f"give {name} small settings in SETTINGS"
+
+
+@pytest.mark.parametrize("weights", ["expectation", "least-squares"])
+@pytest.mark.parametrize("method", ["opti", "random-search", "amortised"])
+def test_what_looks_at_the_data_reads_its_recorded_observations(method, weights):
+    points = run(method, quadruped_problem(weights))[1]
+    assert points[-1].env_steps > 0
 
 
 def test_who_watches_is_told_of_every_advance():

@@ -1,5 +1,7 @@
 """The linear bandit over reward weights: regression, confidence, problems with known answers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -158,16 +160,40 @@ def test_the_data_are_what_was_played():
 
 def test_where_weights_are_expectations_features_are_whitened():
     """x = C^+ phi, so that w = mean r phi is what regression of r on x finds on the data."""
-    problem = toy.problem({"a": linear(BEST[0])}, INFERRED[:1])
     rng = np.random.default_rng(0)
-    problem.visited[:, 5:] = rng.normal(size=(50, 5)) @ rng.normal(size=(5, 5))
+    observed = rng.normal(size=(50, 5)) @ rng.normal(size=(5, 5))
+    problem = toy.problem({"a": linear(BEST[0])}, INFERRED[:1], observed=observed)
     assert torch.equal(reward_features(problem, DRAWS)[0], torch.eye(5).double())
     problem.model.inference_weights = "expectation"
-    phi = torch.from_numpy(problem.visited[:, 5:].astype(np.float32)).double()
+    phi = torch.from_numpy(problem.visited_obs).double()
     x = phi @ reward_features(problem, DRAWS)[0]
     reward = torch.from_numpy(rng.normal(size=50))
     w = torch.linalg.lstsq(x, reward[:, None]).solution[:, 0]
     torch.testing.assert_close(w, phi.T @ reward / 50, rtol=1e-6, atol=1e-8)
+
+
+def test_what_least_squares_leaves_out_is_not_learnt():
+    """On the data, and then in play, r = phi^T w + .5 with the inferred w."""
+    observed = np.random.default_rng(0).normal(size=(50, 5)) * 0.3
+    centre = torch.from_numpy(observed.mean(0)).float()
+
+    class Centred(toy.Model):
+        def phi(self, obs):
+            return obs - centre
+
+    problem = toy.problem({"a": lambda a: np.zeros(len(a))}, INFERRED[:1], observed=observed)
+    problem = replace(problem, model=Centred(5))
+    weights = INFERRED[0].double().numpy()
+
+    def reward(task, physics, action):
+        return physics.qvel @ weights + 0.5
+
+    problem.domain.reward = reward
+    method = toy.make("opti", problem, nenv=2, ridge=1.0)
+    shift = 0.5 + float(centre.double() @ INFERRED[0].double())
+    assert method.constant.tolist() == [[pytest.approx(shift, abs=1e-6)]]
+    method.advance()
+    torch.testing.assert_close(method.ridge.w, INFERRED[:1].double(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_budget_below_one_step_says_so():

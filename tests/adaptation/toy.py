@@ -80,14 +80,23 @@ class Model(BaseModel):
 
 
 def problem(
-    rewards: dict[str, Reward], w: Tensor, *, budget: int = 10_000, episode_steps: int = 10
+    rewards: dict[str, Reward],
+    w: Tensor,
+    *,
+    budget: int = 10_000,
+    episode_steps: int = 10,
+    observed: np.ndarray | None = None,
 ) -> Problem:
-    """A problem of one task a reward, from weights w (T, d)."""
+    """A problem of one task a reward, from weights w (T, d); `observed` (50, d) are the data."""
     d = w.shape[1]
     domain = Domain(d, rewards, episode_steps)
     tasks = [Task("toy", name, Config()) for name in rewards]
     visited = np.random.default_rng(0).normal(size=(50, domain.physics_dim))
-    return Problem(domain, Model(d), tasks, w, project_z(w), budget, visited, threads=1)
+    visited[:, d:] -= visited[:, d:].mean(0)  # as features that least squares fits are
+    if observed is not None:
+        visited[:, d:] = observed
+    seen = domain.observe(domain.split(visited))
+    return Problem(domain, Model(d), tasks, w, project_z(w), budget, visited, 1, seen)
 
 
 def make(name: str, problem: Problem, seed: int = 0, **settings):

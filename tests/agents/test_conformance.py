@@ -12,6 +12,8 @@ from bfmpipe.agents.learner import Learner, LearnerConfig
 from bfmpipe.agents.practising import PractisedBatch
 from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig
 from bfmpipe.config import parse
+from bfmpipe.inference.goal import infer_goal
+from bfmpipe.inference.reward import Inference
 from bfmpipe.networks import project_z
 from bfmpipe.types import UserError
 
@@ -279,6 +281,30 @@ def test_a_loss_changes_nothing_and_repeats(name):
     assert different(before, agent.state_dict()) == []
     assert different(inputs, draws) == []
     assert torch.equal(random_state, torch.get_rng_state())
+
+
+def test_goals_of_training_have_the_latents_that_are_inferred_for_them(name, double):
+    """So that what is asked for, searched and scored is what the policy was trained on."""
+    agent = make(name).double()
+    batch = walk(name).sample(BATCH, torch.Generator().manual_seed(1), agent.future_discount)
+    names = [phase.name for phase in agent.phases]
+    draws = agent.draw(batch, torch.Generator().manual_seed(2), names)
+    goals, latents = [], agent.latents
+
+    def watched(given, *rest):
+        goals.append(project_z(given))
+        return latents(given, *rest)
+
+    agent.latents = watched
+    shared = {}
+    for phase in names:
+        loss = agent(phase, batch, draws, shared)
+        shared |= loss.shared
+        mean = loss.buffers.get("model.feature_mean")
+        if mean is not None:  # training's features are already less the one of this batch
+            agent.get_buffer("model.feature_mean").copy_(mean)
+    found = infer_goal(agent.model, batch.next_obs, Inference(), batch.next_obs)
+    torch.testing.assert_close(found.z, goals[0].double(), rtol=1e-3, atol=1e-3)
 
 
 def test_phases_and_targets_cover_every_weight_that_is_to_move(name):

@@ -1,11 +1,13 @@
 """The data set: round trip, what a transition is, and what is refused."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from bfmpipe.config import Config
 from bfmpipe.data import transitions
 from bfmpipe.data.tables import Provenance, write_table
 from bfmpipe.types import UserError
@@ -174,3 +176,22 @@ def test_no_flipped_byte_changes_a_value_or_gives_a_traceback(data, path):
         for name in COLUMNS:
             np.testing.assert_array_equal(getattr(back, name), getattr(data, name))
     assert refused > 100
+
+
+def test_data_of_another_body_are_refused(data):
+    class Settings(Config):
+        physics_steps: int = 2
+        episode_steps: int = 100
+        body: str = "own"
+
+    class Domain(NamedTuple):
+        config: Settings
+        name: str = "toy"
+        obs_dim: int = 3
+        action_dim: int = 2
+        physics_dim: int = 5
+
+    own = replace(data, domain_settings={"physics_steps": 2, "episode_steps": 7})
+    transitions.check_domain(own, Domain(Settings()))
+    with pytest.raises(UserError, match="is of toy with body own, the model of body humenv"):
+        transitions.check_domain(own, Domain(Settings(body="humenv")))

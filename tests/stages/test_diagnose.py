@@ -8,6 +8,7 @@ import torch
 
 from bfmpipe import api
 from bfmpipe.data.tables import read_table
+from bfmpipe.inference.reward import Inference
 from bfmpipe.types import UserError
 
 NUMBERS = (
@@ -55,7 +56,8 @@ def test_the_file_has_the_declared_schema_and_a_row_a_task(file, table, tiny):
     place = (table["domain"][0], table["agent"][0], table["seed"][0])
     assert place == ("point_mass_maze", "fb", 0)
     _, origin = read_table(file, "diagnosis")
-    assert origin.settings == tiny.settings("diagnose", diagnosis=DIAGNOSIS)
+    inference = Inference().model_dump(mode="json")
+    assert origin.settings == tiny.settings("diagnose", diagnosis=DIAGNOSIS, inference=inference)
 
 
 def test_rank_and_fits_are_those_of_the_states_reached_and_their_rewards(table, tiny):

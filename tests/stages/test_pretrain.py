@@ -23,7 +23,7 @@ from bfmpipe.data.checkpoints import set_aside
 from bfmpipe.data.tables import Provenance, read_table
 from bfmpipe.envs import make_domain
 from bfmpipe.files import file_digest
-from bfmpipe.inference.reward import Inference
+from bfmpipe.inference.reward import Inference, left_out
 from bfmpipe.metrics.correlation import rank_correlation
 from bfmpipe.stages.pretrain import Pretrain, Watch, spectrum_of
 from bfmpipe.types import UserError
@@ -569,14 +569,12 @@ def test_the_constant_that_weights_leave_out_is_added_to_values():
     model = Centred()
     reward = (phi @ w + 3)[None].double()
 
-    def left_out(**settings):
-        return Watch(None, [], Inference(**settings), obs, reward, obs, None).left_out(
-            model, w[None]
-        )
+    def constant(**settings):
+        return left_out(model, obs, reward, w[None], Inference(**settings))
 
-    np.testing.assert_allclose(left_out(), [3], rtol=1e-6)
-    np.testing.assert_allclose(left_out(weights="expectation"), [0])
-    np.testing.assert_allclose(left_out(weights="expectation", centred=True), [3], rtol=1e-6)
+    np.testing.assert_allclose(constant(), [3], rtol=1e-6)
+    np.testing.assert_allclose(constant(weights="expectation"), [0])
+    np.testing.assert_allclose(constant(weights="expectation", centred=True), [3], rtol=1e-6)
 
 
 # several seeds in one job
