@@ -81,12 +81,14 @@ rule all:
 onstart:
     # before any old result is removed, and where the jobs run on this machine
     if workflow.executor_plugin.common_settings.local_exec:
-        needed = {job.rule.name for job in workflow.dag.needrun_jobs()}
+        needed = list(workflow.dag.needrun_jobs())
         try:
-            if needed & {"pretrain", "practise"}:
+            if {job.rule.name for job in needed} & {"pretrain", "practise"}:
                 check_device(exp.pretrain.device, "pretrain.device")
-            if "adapt" in needed:
-                check_device(exp.adapt.device, "adapt.device", kernels=True)
+            for method in {
+                j.wildcards.method for j in needed if j.rule.name == "adapt"
+            }:
+                check_device(exp.device_of(method), "adapt.device", kernels=True)
         except UserError as error:
             raise WorkflowError(str(error)) from None
 
@@ -326,7 +328,7 @@ rule adapt:
     resources:
         mem_mb=growing(8000),
         runtime=growing(720),  # a retry goes on, and has longer for what is left
-        gpu=int(exp.adapt.device == "cuda"),
+        gpu=lambda wildcards: int(exp.device_of(wildcards.method) == "cuda"),
     params:
         cfg=cfg("adapt"),
         code=code("adapt"),

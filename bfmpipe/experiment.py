@@ -4,13 +4,13 @@ The Snakefile asks for one stage's settings at a time, so that a change elsewher
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Discriminator, Field, JsonValue, Tag, field_validator
 
 from bfmpipe import plugins
 from bfmpipe.adaptation.diagnosis import DiagnosisConfig
@@ -35,6 +35,8 @@ from bfmpipe.stages.tabulate import Tabulate
 from bfmpipe.types import UserError, meant
 
 Settings = dict[str, JsonValue]
+
+Device = Literal["cpu", "cuda"]
 
 _DIRECTORIES = ("benchmarks", "figures", "logs", "tables")
 """Those below `results` that are no domain's and no experiment's."""
@@ -84,9 +86,13 @@ class AdaptSection(Config):
     seeds_together: bool = False
     """Adapt the models of all seeds in one job, as one batch: the results of each are those it
     would have alone but for rounding. Not with agents that practise."""
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Annotated[
+        Annotated[Device, Tag("one")] | Annotated[dict[str, Device], Tag("each")],
+        Discriminator(lambda value: "each" if isinstance(value, dict) else "one"),
+    ] = "cpu"
     """Of the networks and what they learn from; the simulator is on the CPU. The random numbers are
-    the same on both. A GPU pays at the papers' widths, above all for critics."""
+    the same on both. A GPU pays at the papers' widths, above all for critics. One of all methods,
+    or a mapping from methods by their names here to theirs, with all others on the CPU."""
 
 
 class Experiment(Config):
@@ -222,6 +228,7 @@ class Experiment(Config):
             "tasks": {"families": self.domains[domain].tasks},
             "seeds": self.seeds if section.seeds_together else [seed],
             **section.model_dump(mode="json", exclude={"seeds_together"}),
+            "device": self.device_of(method),
             "method": _plugin(self.plugin_of(method), _without(self.methods[method], "method")),
             "label": method,
             "evaluation": self.evaluate.model_dump(mode="json"),
@@ -263,6 +270,11 @@ class Experiment(Config):
         name = self.methods[method].get("method", method)
         return name if isinstance(name, str) else method
 
+    def device_of(self, method: str) -> Device:
+        """What a method adapts on, by its own name."""
+        device = self.adapt.device
+        return device.get(method, "cpu") if isinstance(device, dict) else device
+
     def _domain(self, name: str) -> Mapping[str, Any]:
         return _plugin(name, self.domains[name].settings)
 
@@ -303,6 +315,8 @@ def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Exp
     check_build()
     experiment = parse(Experiment, mapping, where)
     _check_names(experiment, where)
+    if isinstance(experiment.adapt.device, dict):
+        _check_methods(experiment, experiment.adapt.device, f"{where}: adapt.device")
     experiment = _selected(experiment, where)
     _check_practice(experiment, where)
     domains = []
@@ -433,6 +447,16 @@ def _check_names(experiment: Experiment, where: str) -> None:
         )
 
 
+def _check_methods(experiment: Experiment, named: Iterable[str], where: str) -> None:
+    """Refuse the name of a method that there is none of."""
+    for method in named:
+        if method not in experiment.methods:
+            raise UserError(
+                f"{where}: no method {method}; there are {', '.join(experiment.methods)}"
+                f"{meant(method, experiment.methods)}"
+            )
+
+
 def _selected(experiment: Experiment, where: str) -> Experiment:
     """The experiment with no other methods than those selected.
 
@@ -441,12 +465,7 @@ def _selected(experiment: Experiment, where: str) -> Experiment:
     """
     if not experiment.select:
         return experiment
-    for method in experiment.select:
-        if method not in experiment.methods:
-            raise UserError(
-                f"{where}: select: no method {method}; there are {', '.join(experiment.methods)}"
-                f"{meant(method, experiment.methods)}"
-            )
+    _check_methods(experiment, experiment.select, f"{where}: select")
     if ZERO_SHOT not in experiment.select:
         raise UserError(
             f"{where}: select: {ZERO_SHOT} is missing; every table compares with it, so add it"

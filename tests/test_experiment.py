@@ -82,6 +82,12 @@ def test_the_full_scale_trains_on_a_gpu_at_constant_rates():
         assert (config.target_pessimism, config.actor_pessimism) == (0, 0.5)
 
 
+def test_the_full_scale_has_critics_on_a_gpu_and_simulates_without_one():
+    exp = experiment.read(REPOSITORY / "configs" / "paper.yaml")
+    found = {method: exp.device_of(method) for method in exp.methods}
+    assert found == {"zero-shot": "cpu", "lola": "cpu", "rela": "cuda", "td3": "cuda"}
+
+
 # a change reaches the jobs that it concerns, and no others
 
 
@@ -173,6 +179,28 @@ def test_one_job_adapts_all_seeds_where_these_are_adapted_together(smoke):
     together = json.loads(experiment.check(smoke, "smoke").stage("adapt", **place))
     assert together == {**alone, "seeds": [0, 1]}
     assert alone["seeds"] == [1]
+
+
+def test_a_method_that_is_on_a_device_of_its_own_has_the_job_it_has_where_all_are_there(smoke):
+    """To the letter: else results of earlier experiments would be made again."""
+    there = {}
+    for device in ("cpu", "cuda", {"rela": "cuda", "lola": "cpu"}):
+        smoke["adapt"]["device"] = device
+        there[str(device)] = jobs(experiment.check(smoke, "smoke"))
+    on_cpu, on_cuda, mapped = there.values()
+    del smoke["adapt"]["device"]
+    assert on_cpu == jobs(experiment.check(smoke, "smoke"))
+    for key in on_cpu.keys() - {("report",)}:  # which shows the experiment
+        assert mapped[key] == (on_cuda if key[-1] == "rela" else on_cpu)[key]
+    assert '"device":"cuda"' in mapped["adapt", "point_mass_maze", "fb", 0, "rela"]
+
+
+def test_a_device_may_be_of_a_method_that_is_not_selected(smoke):
+    smoke["adapt"]["device"] = {"rela": "cuda", "td3": "cuda"}
+    smoke["select"] = ["zero-shot", "td3"]
+    smoke["claims"] = {}
+    exp = experiment.check(smoke, "smoke")
+    assert [exp.device_of(method) for method in exp.methods] == ["cpu", "cuda"]
 
 
 def test_a_change_of_an_import_reaches_collect_only(smoke):
@@ -541,6 +569,19 @@ MISTAKES = [
     (setting("seeds", value=[2**31]), "seeds[0]: 2147483648 should be less than 2147483648"),
     (setting("seeds", value=[0.5]), "seeds[0]: 0.5 is not a whole number"),
     (setting("adapt", value=None), "adapt is empty, not a mapping"),
+    (
+        setting("adapt", "device", value="gpu"),
+        "adapt.device: 'gpu' is not a choice; did you mean cpu? valid: cpu, cuda",
+    ),
+    (
+        setting("adapt", "device", value={"rela": "gpu"}),
+        "adapt.device.rela: 'gpu' is not a choice; did you mean cpu? valid: cpu, cuda",
+    ),
+    (
+        setting("adapt", "device", value={"rlea": "cuda"}),
+        "adapt.device: no method rlea; there are zero-shot, lola, lola-short, rela, td3; did you "
+        "mean rela?",
+    ),
     (setting("pretrain", "checkpoint_every", value=15), "pretrain: checkpoint_every (15) must be"),
 ]
 
@@ -575,6 +616,8 @@ def test_event_files_that_cannot_be_written_are_refused(smoke, monkeypatch):
 def test_a_gpu_is_not_asked_for_where_only_jobs_need_it(smoke, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a cluster's login node
     smoke["pretrain"]["device"] = smoke["adapt"]["device"] = "cuda"
+    experiment.check(smoke, "my.yaml")
+    smoke["adapt"]["device"] = {"rela": "cuda"}
     experiment.check(smoke, "my.yaml")
 
 

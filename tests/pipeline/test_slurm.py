@@ -91,6 +91,26 @@ def test_only_jobs_on_cuda_ask_for_a_gpu_and_none_for_more_time_than_there_is(
         assert {int(r["runtime"]) for r in cuda.values()} == {60, 100}
 
 
+def test_only_methods_on_cuda_ask_for_a_gpu_and_the_profile_says_where(checkout, profile, tmp_path):
+    config = checkout.config(tmp_path / "cuda.yaml", adapt={"device": {"rela": "cuda"}})
+    text = (checkout.top / PROFILE / "config.yaml").read_text()
+    (block,) = re.findall(r"^# set-resources:\n(?:#   .*\n)+", text, re.M)
+    partitions = yaml.safe_load(re.sub("^# ", "", block, flags=re.M))
+    settings = yaml.safe_load((profile / "config.yaml").read_text())
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile" / "config.yaml").write_text(yaml.safe_dump({**settings, **partitions}))
+    argv = ("--workflow-profile", tmp_path / "profile")
+    asked = dry_run(checkout, tmp_path / "dry", *argv, configfile=config)
+    assert asked["pretrain"]["slurm_partition"] == "gpu"
+    pattern = r"^rule adapt:.*?method=([\w-]+).*? gpu=(\d), slurm_partition=(\w+)$"
+    found = re.findall(pattern, (tmp_path / "dry" / "driver.log").read_text(), re.M | re.S)
+    assert set(found) == {
+        ("rela", "1", "gpu"),
+        ("td3", "0", "gpu"),
+        *((method, "0", "cpu") for method in ("zero-shot", "lola", "lola-short")),
+    }
+
+
 def test_on_one_machine_adaptations_share_a_gpu(checkout, tmp_path):
     config = checkout.config(tmp_path / "cuda.yaml", adapt={"device": "cuda"})
     asked = dry_run(checkout, tmp_path / "dry", configfile=config)
@@ -117,10 +137,12 @@ def test_on_one_machine_trainings_on_cuda_follow_each_other(checkout, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("section", ["pretrain", "adapt"])
-def test_on_one_machine_without_a_gpu_nothing_is_lost(checkout, tmp_path, section):
+@pytest.mark.parametrize(
+    ("section", "device"), [("pretrain", "cuda"), ("adapt", "cuda"), ("adapt", {"td3": "cuda"})]
+)
+def test_on_one_machine_without_a_gpu_nothing_is_lost(checkout, tmp_path, section, device):
     """Snakemake removes what a job makes before the job begins, and can say what it needs."""
-    config = checkout.config(tmp_path / "cuda.yaml", **{section: {"device": "cuda"}})
+    config = checkout.config(tmp_path / "cuda.yaml", **{section: {"device": device}})
     before = tmp_path / MODELS / "seed0" / "losses.parquet"
     before.parent.mkdir(parents=True)
     before.write_text("of another run")
