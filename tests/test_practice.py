@@ -11,7 +11,7 @@ from bfmpipe.agents import trainer as trainer_module
 from bfmpipe.agents.learner import Learner, LearnerConfig
 from bfmpipe.agents.trainer import Trainer, TrainerConfig
 from bfmpipe.config import parse
-from bfmpipe.data import transitions
+from bfmpipe.data import checkpoints, transitions
 from bfmpipe.data.tables import Provenance
 from bfmpipe.envs import make_domain
 from bfmpipe.envs.batched import BatchedEnv
@@ -286,6 +286,10 @@ def test_a_resumed_training_practises_on_as_if_it_had_never_stopped(domain, tmp_
     first = []
     resumed.run(checkpoint, first.append)
     assert first[0] == killed // 6 * 6
+    assert_same(resumed, straight)
+
+
+def assert_same(resumed, straight):
     assert resumed.losses == straight.losses
     for one, two in (
         (resumed.learner.state(), straight.learner.state()),
@@ -295,6 +299,29 @@ def test_a_resumed_training_practises_on_as_if_it_had_never_stopped(domain, tmp_
         assert [name for name in one if not torch.equal(one[name], two[name])] == []
     for name, column in remembered(resumed.data).items():
         np.testing.assert_array_equal(column, remembered(straight.data)[name])
+
+
+def test_killed_after_each_of_many_checkpoints_it_practises_on_just_the_same(
+    domain, tmp_path, monkeypatch
+):
+    """In the middle of its turns and at them, before what only older checkpoints need is gone."""
+    straight, checkpoint = trainer(domain), tmp_path / "checkpoint.safetensors"
+    straight.run(tmp_path / "straight.safetensors")
+    monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "SHARE", float("inf"))
+    for done in range(2, 48, 2):
+        interrupted, first = trainer(domain), []
+        interrupted.data.drop = interrupt_in_drop
+        with pytest.raises(InterruptionError):
+            interrupted.run(checkpoint, first.append)
+        assert (first[0], interrupted.done) == (done - 2, done)
+    resumed = trainer(domain)
+    resumed.run(checkpoint)
+    assert_same(resumed, straight)
+
+
+def interrupt_in_drop(*_):
+    raise InterruptionError
 
 
 def test_killed_while_a_checkpoint_is_written_it_goes_on_from_the_one_before(

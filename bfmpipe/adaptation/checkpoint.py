@@ -1,8 +1,6 @@
 """The checkpoint of an adaptation: killed, it goes on from there and ends in the same bytes."""
 
-import math
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,6 @@ from bfmpipe.data.opening import MADE_AGAIN, UnreadableError
 from bfmpipe.data.tensors import save_tensors
 from bfmpipe.types import UserError
 
-SECONDS = 300.0
-"""Between one checkpoint and the next, at least."""
-SHARE = 0.01
-"""Of the time, at most, is spent on them: those that take long to write are rarer."""
 _EVALUATED = ("returns", "z", "cosine")
 _METHOD = "method/"
 
@@ -42,7 +36,7 @@ class Checkpoint:
         self.env_steps = 0
         """Of the checkpoint that it went on from, a task."""
         self._fresh: State | None = None
-        self._due = math.inf
+        self._clock: checkpoints.Clock | None = None
 
     def resume(self, method: Method) -> list[Evaluated]:
         """Put a method that has not advanced where its adaptation stood.
@@ -56,7 +50,7 @@ class Checkpoint:
         except NoStateError as error:
             self._warn_of(method, error)
             return []
-        self._due = time.monotonic() + SECONDS
+        self._clock = checkpoints.Clock()
         try:
             found = checkpoints.resume(self.path, self.identity, "adaptation")
             if found is None:
@@ -84,9 +78,12 @@ class Checkpoint:
             method: as it stands, after it has advanced.
             evaluations: until now, but for the first, which is played again.
         """
-        began = time.monotonic()
-        if began < self._due:
+        if self._clock is None or not self._clock.due:
             return
+        with self._clock.writing():
+            self._write(method, evaluations)
+
+    def _write(self, method: Method, evaluations: Sequence[Evaluated]) -> None:
         assert self._fresh is not None
         try:
             state = State.of(method)
@@ -106,15 +103,13 @@ class Checkpoint:
             "env_steps": [one.env_steps for one in evaluations],
         }
         save_tensors(self.path, tensors, header)
-        ended = time.monotonic()
-        self._due = ended + max(SECONDS, (ended - began) / SHARE)
 
     def remove(self) -> None:
         """Leave nothing behind: the adaptation is finished."""
         checkpoints.remove(self.path)
 
     def _warn_of(self, method: Method, error: NoStateError) -> None:
-        self._due = math.inf
+        self._clock = None
         print(
             f"warning: {method.method_name()}: {error}, which no checkpoint can hold; killed, this "
             "adaptation begins anew",

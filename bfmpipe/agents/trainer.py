@@ -26,6 +26,7 @@ class TrainerConfig(LearnerConfig):
     decay_fraction: float = Field(0.3, ge=0, le=1)
     """Share of the updates, at the end, over which learning rates fall linearly to zero."""
     checkpoint_every: int = Field(10_000, ge=1)
+    """Updates between checkpoints, at most: where they take long there are more, by the clock."""
     log_every: int = Field(100, ge=1)
     """Updates averaged to one row of the table of losses."""
     evaluate_every: int | None = Field(None, ge=1)
@@ -206,13 +207,16 @@ class Trainer:
     def run(self, checkpoint: Path, progress: Callable[[int], object] = lambda _: None) -> None:
         """Train to the end, from `checkpoint` if it belongs to this training.
 
-        One of another training is set aside, and this one begins anew; see `checkpoints`.
+        One of another training is set aside, and this one begins anew; see `checkpoints`. One is
+        written every `checkpoint_every` updates, and at the end of any row of losses at which
+        `checkpoints.Clock` has it due.
 
         Raises:
             UserError: where a loss, a weight or an optimiser's moment is no longer a number; the
                 last checkpoint is kept.
         """
         self._resume(checkpoint)
+        clock = checkpoints.Clock()
         progress(self.done)
         reported, config, learner = self.done, self.config, self.learner
         totals: Totals = defaultdict(dict)
@@ -227,14 +231,16 @@ class Trainer:
             for name, value in metrics.items():
                 totals[name][self.done] = value
             at_end = self.done == config.updates
-            if self.done % config.log_every == 0 or at_end:
+            logs = self.done % config.log_every == 0 or at_end
+            if logs:
                 self._log(totals, checkpoint)
                 totals.clear()
                 progress(self.done - reported)
                 reported = self.done
             every = config.evaluate_every
             evaluates = at_end or (every is not None and self.done % every == 0)
-            saves = self.done % config.checkpoint_every == 0 and not at_end
+            due = self.done % config.checkpoint_every == 0 or (logs and clock.due)
+            saves = due and not at_end
             if evaluates or saves:
                 self._check_weights(checkpoint)
             if evaluates:
@@ -242,7 +248,8 @@ class Trainer:
                 if self.evaluate:
                     self.evaluations += self.evaluate(self.done)
             if saves:
-                self._save(checkpoint)
+                with clock.writing():
+                    self._save(checkpoint)
 
     def diverged_at(self, seed_index: int = 0) -> int | None:
         """The update at which the divergence alarm first rang for a seed, if it did."""

@@ -2,7 +2,7 @@
 
 A checkpoint carries as `identity`, in its header, what must agree. One of another run is kept
 beside its place until the run here is finished: it may stand for days of work, and the difference
-be an oversight.
+be an oversight. `Clock` says when the next one is due.
 """
 
 import hashlib
@@ -10,7 +10,9 @@ import json
 import reprlib
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,31 @@ from torch import Tensor
 from bfmpipe import files
 from bfmpipe.data.tensors import load_tensors
 
+SECONDS = 300.0
+"""Between one checkpoint and the next, at least."""
+SHARE = 0.01
+"""Of the time, at most, is spent on them: those that take long to write are rarer."""
 _KEPT = ".kept"
+
+
+class Clock:
+    """Says when a run that begins, or goes on, is due for its next checkpoint."""
+
+    def __init__(self) -> None:
+        self._due = time.monotonic() + SECONDS
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time."""
+        return time.monotonic() >= self._due
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """For what is done to write a checkpoint; the next is due `SECONDS` later, or more."""
+        began = time.monotonic()
+        yield
+        ended = time.monotonic()
+        self._due = ended + max(SECONDS, (ended - began) / SHARE)
 
 
 def resume(

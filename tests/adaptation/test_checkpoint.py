@@ -14,6 +14,7 @@ from bfmpipe.adaptation.checkpoint import Checkpoint
 from bfmpipe.adaptation.protocol import adapt, start_states
 from bfmpipe.adaptation.state import NoStateError, State
 from bfmpipe.config import Config, parse
+from bfmpipe.data import checkpoints
 
 from .test_methods import SETTINGS, STARTS_CONFIG, make_problem
 from .test_together import SEEDS, joined, own_problem
@@ -32,8 +33,8 @@ CASES = [(name, {}) for name in plugins.names("adaptation")] + [*VARIANTS.items(
 
 @pytest.fixture(autouse=True)
 def always_due(monkeypatch):
-    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
-    monkeypatch.setattr(checkpoint, "SHARE", float("inf"))
+    monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "SHARE", float("inf"))
 
 
 class Copied(Checkpoint):
@@ -321,7 +322,7 @@ def test_checkpoints_take_a_hundredth_of_the_time_at_most(tmp_path, monkeypatch)
     """By a clock that an update moves by a minute, and a checkpoint by five."""
     now, saved = [0.0], []
     monkeypatch.undo()
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
     save_tensors = checkpoint.save_tensors
 
     def slow(*arguments):

@@ -11,7 +11,7 @@ from bfmpipe.agents import fb
 from bfmpipe.agents.learner import Learner
 from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig, divergence
 from bfmpipe.config import parse
-from bfmpipe.data import transitions
+from bfmpipe.data import checkpoints, transitions
 from bfmpipe.data.checkpoints import set_aside
 from bfmpipe.data.tables import Provenance
 from bfmpipe.types import UserError
@@ -343,6 +343,81 @@ def test_checkpoints_and_evaluations_must_stand_at_the_end_of_a_row(name, every,
     assert str(caught.value) == (
         f"config.yaml: pretrain: {name} ({every}) must be a multiple of log_every ({log_every})"
     )
+
+
+# checkpoints by the clock
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """The updates after which checkpoints are written."""
+    updates, save = [], Trainer._save
+
+    def watched(self, path):
+        save(self, path)
+        updates.append(self.done)
+
+    monkeypatch.setattr(Trainer, "_save", watched)
+    return updates
+
+
+@pytest.mark.parametrize(("seconds", "updates"), [(300, [15, 20]), (301, [20]), (450, [20])])
+def test_a_checkpoint_is_due_at_the_end_of_a_row_once_its_seconds_have_passed(
+    checkpoint, monkeypatch, saved, seconds, updates
+):
+    """By a clock that an update moves by 20 seconds; one is due after 20 updates in any case."""
+    slow = trainer()
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: 20.0 * slow.done)
+    monkeypatch.setattr(checkpoints, "SECONDS", seconds)
+    slow.run(checkpoint)
+    assert saved == updates
+
+
+def test_checkpoints_that_take_long_to_write_are_rarer(checkpoint, monkeypatch, saved):
+    """By a clock that an update moves by a minute, and a checkpoint by two."""
+    slow = trainer(config=TRAINING.model_copy(update={"updates": 420, "checkpoint_every": 1000}))
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: 60.0 * (slow.done + 2 * len(saved)))
+    slow.run(checkpoint)
+    assert saved == [5, 205, 405]
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_killed_after_each_of_many_checkpoints_it_ends_in_the_same_bits(
+    checkpoint, monkeypatch, saved, seeds
+):
+    def watched():
+        config = TRAINING.model_copy(update={"evaluate_every": 10})
+        made = trainer(config=config, seeds=seeds)
+        made.evaluate = lambda update: [{"update": update, "rows": len(made.losses[0])}]
+        return made
+
+    straight = watched()
+    straight.run(checkpoint.with_name("straight.safetensors"))
+    assert saved == [20]
+    saved.clear()
+    monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "SHARE", math.inf)
+    never_killed = watched()
+    never_killed.run(checkpoint.with_name("never.safetensors"))
+    assert saved == [5, 10, 15, 20, 25]
+    assert_same(never_killed, straight)
+    for done in saved.copy():
+        within = watched()
+        update = within.learner.update
+
+        def until(*arguments, last=done + 3, learner=within.learner, update=update, **settings):
+            if learner.step == last:
+                raise InterruptionError
+            return update(*arguments, **settings)
+
+        within.learner.update = until
+        with pytest.raises(InterruptionError):
+            within.run(checkpoint)
+    assert saved == [5, 10, 15, 20, 25] * 2  # each went on where the one before was killed
+    resumed, steps = watched(), []
+    resumed.run(checkpoint, steps.append)
+    assert steps == [25, 5]
+    assert_same(resumed, straight)
 
 
 # several seeds, and evaluations

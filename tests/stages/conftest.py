@@ -1,5 +1,7 @@
 """Files as the stages before tabulate would write them, small and with round numbers."""
 
+import math
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,8 @@ import pyarrow as pa
 import pytest
 
 from bfmpipe.adaptation.diagnosis import Diagnosis
+from bfmpipe.agents.trainer import Trainer
+from bfmpipe.data import checkpoints
 from bfmpipe.data.tables import Provenance, write_table
 from bfmpipe.stages.pretrain import EVALUATION_KINDS
 
@@ -18,6 +22,35 @@ CLAIMS = {
     "safe": {"kind": "no_drop", "statement": "TD3 does not drop.", "method": "td3", "bar": 20},
 }
 SHAPES = {"zero-shot": [0], "lola": [0, 10, 20, 20, 30], "td3": [0, -10, -5, 0, 5]}
+
+
+@pytest.fixture
+def killed_at_each_checkpoint(monkeypatch):
+    """A function: a training of which a checkpoint is due at every row, killed after each.
+
+    It is given what trains, calls it until it comes to its end, and returns the updates after
+    which it was killed.
+    """
+
+    def run(train):
+        save, killed = Trainer._save, []
+
+        def save_and_end(self, path):
+            save(self, path)
+            killed.append(self.done)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "SECONDS", 0.0)
+            patch.setattr(checkpoints, "SHARE", math.inf)
+            patch.setattr(Trainer, "_save", save_and_end)
+            for _ in range(9):
+                with suppress(KeyboardInterrupt):
+                    train()
+                    return killed
+        raise AssertionError(killed)
+
+    return run
 
 
 @pytest.fixture

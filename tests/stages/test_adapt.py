@@ -15,6 +15,7 @@ import torch
 
 from bfmpipe.adaptation import checkpoint
 from bfmpipe.agents import learner
+from bfmpipe.data import checkpoints
 from bfmpipe.data.tables import read_table
 from bfmpipe.kernels.extension import cuda_problem
 from bfmpipe.types import UserError
@@ -258,10 +259,10 @@ def test_a_model_short_is_refused(tiny, tmp_path):
 
 LONG = {"episodes": 20, "every": 7}
 AT_ONCE = """
-from bfmpipe.adaptation import checkpoint
 from bfmpipe.agents import learner
 from bfmpipe.cli import main
-checkpoint.SECONDS, checkpoint.SHARE = 0.0, float("inf")
+from bfmpipe.data import checkpoints
+checkpoints.SECONDS, checkpoints.SHARE = 0.0, float("inf")
 main()
 """
 
@@ -327,8 +328,8 @@ def interrupted(tiny, tmp_path, monkeypatch, went_on_at):
         directory = tmp_path / "interrupted"
         directory.mkdir()
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "SECONDS", 0.0)
-            patch.setattr(checkpoint, "SHARE", float("inf"))
+            patch.setattr(checkpoints, "SECONDS", 0.0)
+            patch.setattr(checkpoints, "SHARE", float("inf"))
             patch.setattr(checkpoint, "save_tensors", save_and_end)
             settings, files = long_run(tiny, directory, **changed)
             with pytest.raises(KeyboardInterrupt):

@@ -109,6 +109,15 @@ def test_killed_and_run_again_it_ends_in_the_same_bytes(tiny, practised, tmp_pat
         assert (tmp_path / name).read_bytes() == (practised / name).read_bytes(), name
 
 
+def test_killed_at_each_checkpoint_by_the_clock_it_ends_in_the_same_bytes(
+    tiny, practised, tmp_path, killed_at_each_checkpoint
+):
+    assert killed_at_each_checkpoint(lambda: train(tiny, tmp_path)) == [10, 20, 30]
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")} == {"model", *FILES}
+    for name in FILES:
+        assert (tmp_path / name).read_bytes() == (practised / name).read_bytes(), name
+
+
 def test_along_the_way_it_is_evaluated_as_at_the_end(tiny, practised):
     """By latents of what it practised, not of the motions."""
     settings = tiny.settings("pretrain", agent=AGENT)

@@ -4,6 +4,7 @@ import json
 import sys
 import types
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -552,6 +553,22 @@ def test_how_often_checkpoints_are_written_changes_nothing_else(
         read_table(tmp_path / x / "losses.parquet", "losses")[0] for x in ("whole", "killed")
     )
     assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_killed_at_each_checkpoint_by_the_clock_it_ends_in_the_same_bytes(
+    tiny, tmp_path, killed_at_each_checkpoint, seeds
+):
+    straight, killed = ([tmp_path / x / str(seed) for seed in seeds] for x in ("one", "two"))
+    for directory in (*straight, *killed):
+        directory.mkdir(parents=True)
+    train(tiny, *straight, seeds=seeds, trainer=EVERY_20)
+    again = partial(train, tiny, *killed, seeds=seeds, trainer=EVERY_20)
+    assert killed_at_each_checkpoint(again) == [10, 20, 30]
+    for one, two in zip(straight, killed, strict=True):
+        assert {str(path.relative_to(two)) for path in two.rglob("*")} == {"model", *FILES}
+        for name in FILES:
+            assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
 
 def test_the_constant_that_weights_leave_out_is_added_to_values():
