@@ -6,9 +6,9 @@ import math
 import re
 import reprlib
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 import pydantic
 import yaml
@@ -31,6 +31,48 @@ class Config(pydantic.BaseModel):
         validate_default=True,  # `rate: float = 1` becomes 1.0, as it would from a file
         protected_namespaces=(),
     )
+
+
+class PresetConfig(Config):
+    """A section with presets, which are sets of defaults by name: what is set beside one wins.
+
+    A preset may name sections in part: the rest of such a section has its own defaults, and what is
+    set in it beside the preset wins there too.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    preset: str | None = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        settings, name = given, given.get("preset")
+        if isinstance(name, str):
+            if name not in cls.presets:
+                valid = _choices(name, list(cls.presets))
+                raise ValueError(f"there is no preset {_show(name)}; {valid}")
+            settings = _laid_over(cls.presets[name], given)
+        # behind a validator of ours pydantic no longer takes JSON's lists for tuples
+        return _with_tuples(settings)
+
+
+def _laid_over(preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset with what is given beside it, section by section."""
+    merged = {**preset, **given}
+    for key, section in preset.items():
+        if isinstance(section, Mapping) and isinstance(given.get(key), Mapping):
+            merged[key] = _laid_over(section, given[key])
+    return merged
+
+
+def _with_tuples(value: Any) -> Any:
+    """The same with a tuple for every list."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def spelt(pattern: str, said: str) -> pydantic.AfterValidator:

@@ -3,12 +3,12 @@ import json
 import math
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 import pytest
 
-from bfmpipe.config import Config, canonical, load_yaml, parse
+from bfmpipe.config import Config, PresetConfig, canonical, load_yaml, parse
 from bfmpipe.types import UserError
 
 
@@ -50,6 +50,18 @@ class Experiment(Config):
     size: Size = Size.SMALL
 
 
+class Walk(PresetConfig):
+    presets: ClassVar = {
+        "small": {"speed": 2, "columns": (0, 1), "task": {"name": "run"}},
+        "small-maze": {"pretrain": {"updates": 10, "hidden": (8,)}},
+    }
+
+    speed: float = 1
+    columns: tuple[int, ...] = ()
+    pretrain: Pretrain = Pretrain()
+    task: Task | None = None
+
+
 def complaint(mapping, cls=Experiment, **options) -> str:
     with pytest.raises(UserError) as error:
         parse(cls, mapping, "config.yaml", **options)
@@ -78,6 +90,44 @@ def test_a_default_is_held_to_its_type():
 def test_a_config_is_frozen():
     with pytest.raises(pydantic.ValidationError, match="frozen"):
         Pretrain().updates = 2
+
+
+def test_a_preset_is_a_set_of_defaults():
+    small = parse(Walk, {"preset": "small"}, "config.yaml")
+    assert small == Walk(preset="small")
+    assert small == Walk(preset="small", speed=2.0, columns=(0, 1), task=Task(name="run"))
+    assert (Walk().preset, Walk().speed, Walk(preset=None)) == (None, 1.0, Walk())
+    assert parse(Walk, small.model_dump(mode="json"), "what was stored") == small
+
+
+def test_what_is_set_beside_a_preset_wins():
+    given = {"preset": "small", "columns": [3], "task": None}
+    found = parse(Walk, given, "config.yaml")
+    assert (found.speed, found.columns, found.task) == (2, (3,), None)
+    given = {"preset": "small-maze", "pretrain": {"updates": 20, "compile": True}}
+    found = parse(Walk, given, "config.yaml").pretrain
+    assert found == Pretrain(updates=20, compile=True, hidden=(8,))  # in a section too
+    assert Walk(preset="small-maze").pretrain.updates == 10  # the preset itself stays
+
+
+def test_an_unknown_preset():
+    assert complaint({"preset": "smal"}, Walk, at="methods.walk") == (
+        "config.yaml: methods.walk: there is no preset 'smal'; did you mean small? "
+        "valid: small, small-maze"
+    )
+    assert complaint({"preset": "paper"}, PresetConfig) == (
+        "config.yaml: there is no preset 'paper'; valid: none"
+    )
+    assert complaint({"preset": 3}, Walk) == "config.yaml: preset: 3 is a number, not text"
+
+
+def test_errors_beside_a_preset_have_their_places():
+    assert complaint({"preset": "small", "pretrain": {"updates": "x"}}, Walk) == (
+        "config.yaml: pretrain.updates: 'x' is text, not a whole number"
+    )
+    assert "config.yaml: sped is not a setting; did you mean speed? valid: preset, " in complaint(
+        {"preset": "small", "sped": 1}, Walk
+    )
 
 
 def test_an_unknown_setting():

@@ -6,23 +6,17 @@ from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from bfmpipe.config import Config
+from bfmpipe.config import PresetConfig
 from bfmpipe.kernels import Network, sf_evaluate, sf_evaluate_rows
 from bfmpipe.networks import project_z
 
 
-class AgentConfig(Config):
-    """Settings every agent has.
+class AgentConfig(PresetConfig):
+    """Settings every agent has."""
 
-    A preset is a set of defaults by name: what is set beside it wins.
-    """
-
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-
-    preset: str | None = None
     z_dim: int = Field(50, ge=2)
     discount: float = Field(0.98, gt=0, lt=1)
     """Of one control step."""
@@ -33,28 +27,6 @@ class AgentConfig(Config):
     Values are counted a control step all the same: psi is scaled by (1 - gamma^stride) /
     (1 - gamma)."""
     batch: int = Field(1024, ge=2)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        settings, name = given, given.get("preset")
-        if isinstance(name, str):
-            if name not in cls.presets:
-                raise ValueError(f"there is no preset {name!r}; valid: {', '.join(cls.presets)}")
-            settings = _laid_over(cls.presets[name], given)
-        # behind a validator of ours pydantic no longer takes JSON's lists for tuples
-        return {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-
-
-def _laid_over(preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """A preset with what is given beside it, section by section."""
-    merged = {**preset, **given}
-    for key, section in preset.items():
-        if isinstance(section, Mapping) and isinstance(given.get(key), Mapping):
-            merged[key] = _laid_over(section, given[key])
-    return merged
 
 
 class Model(nn.Module, ABC):

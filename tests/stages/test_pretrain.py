@@ -200,7 +200,7 @@ def test_data_of_another_domain_are_refused(tiny, tmp_path, domain, settings, sa
         ({"agent": {"name": "bf"}}, "no 'bf' in bfmpipe.agents; it has "),
         (
             {"agent": {"name": "fb", "settings": {"preset": "wlaker"}}},
-            "agent fb: there is no preset 'wlaker'; valid: ",
+            "agent fb: there is no preset 'wlaker'; did you mean walker? valid: ",
         ),
         (
             {"tasks": {"families": {"reach": {"names": ["reach_top"]}}}},
