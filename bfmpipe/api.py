@@ -357,7 +357,7 @@ def adapt(
         episodes: the budget a task, in episodes.
         every: episodes between evaluations.
         evaluation: how to evaluate; the defaults if None.
-        settings: of the method; what is left out keeps its default.
+        settings: of the method; what is left out keeps its default, or that of a `preset`.
         seed: of the method's randomness; the evaluation has its own.
         device: of networks and what they learn from, "cpu" or "cuda"; the simulator is on the CPU.
             The random numbers are the same, what is made of them but for rounding.

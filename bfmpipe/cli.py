@@ -265,7 +265,12 @@ def _adapt_by_hand(argv: list[str]) -> int:
     parser.add_argument(
         "--method", required=True, help="a module of bfmpipe.adaptation, such as lola"
     )
-    _add_settings(parser, "--set", "settings of the method")
+    _add_settings(
+        parser,
+        "--set",
+        "settings of the method; preset=small for those of a small model on two cores, where the "
+        "method has presets",
+    )
     for name, said in (
         ("episodes", "budget in episodes' worth of steps (50)"),
         ("every", "episodes between evaluations (5)"),

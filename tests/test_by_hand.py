@@ -186,6 +186,19 @@ def test_zero_shot_saves_the_inferred_latent(tiny, capsys):
     assert torch.equal(tensors["z"], tensors["z_0"])
 
 
+def test_a_saved_latent_has_the_settings_that_a_preset_stands_for(tiny, capsys):
+    few = {"batch": 16, "updates_per_step": 0.5, "warmup_steps": 20, "latent_warmup_updates": 3}
+    words = ["preset=small-point_mass_maze", *(f"{name}={value}" for name, value in few.items())]
+    assert adapt(tiny, method="rela", settings=words) == 0
+    _, header = load_tensors(Path("reach_top_left-rela.safetensors"))
+    given = {"preset": "small-point_mass_maze", "least_cosine": 0.99, "nenv": 4, **few}
+    assert header["method_settings"].items() >= given.items()
+    capsys.readouterr()
+    said = "method rela: there is no preset 'smal'; did you mean small? valid: "
+    argv = ["adapt", "--model", tiny.model, "--method", "rela", *TASK, "--set", "preset=smal"]
+    assert refused(capsys, argv).startswith(said)
+
+
 def test_where_weights_move_there_is_no_latent_to_save(tiny, here, capsys):
     settings = ["nenv=2", "updates_per_step=0.5", "batch=16", "warmup_steps=20"]
     assert adapt(tiny, method="td3", settings=settings) == 0

@@ -10,8 +10,8 @@ error alone.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -70,6 +70,11 @@ class TwinMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Values (T, 2, n)."""
         return self.networks(x.repeat_interleave(2, dim=0)).squeeze(-1).unflatten(0, (len(x), 2))
+
+
+MAZE: Mapping[str, Any] = {"critic_octaves": 5}
+"""What critics of their own need on the point-mass maze: one of plain positions does not see a
+target of three centimetres."""
 
 
 class CriticConfig(Config):

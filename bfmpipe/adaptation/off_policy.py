@@ -1,8 +1,8 @@
 """What off-policy methods share: environments that run on, a replay buffer, updates in step."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,13 +11,20 @@ from torch import Tensor
 
 from bfmpipe.adaptation.base import Method, Problem
 from bfmpipe.adaptation.draws import Draws
-from bfmpipe.config import Config
+from bfmpipe.config import PresetConfig
 from bfmpipe.envs.domain import Domain
 from bfmpipe.networks import perturb
 from bfmpipe.types import UserError
 
+SMALL: Mapping[str, Any] = {"nenv": 4, "updates_per_step": 0.03125, "batch": 128}
+"""What the presets `small` of all off-policy methods have in common: a thirty-second of the paper's
+updates, on an eighth of the default batch, is what two cores allow in episodes of 1,000 steps."""
 
-class UpdateConfig(Config):
+SMALL_MAZE: Mapping[str, Any] = {**SMALL, "updates_per_step": 0.125}
+"""The same of those for the point-mass maze, whose episodes have 200 steps."""
+
+
+class UpdateConfig(PresetConfig):
     """Settings of updates from replayed transitions."""
 
     updates_per_step: float = Field(1.0, gt=0)
@@ -33,7 +40,15 @@ class UpdateConfig(Config):
 
 
 class OffPolicyConfig(UpdateConfig):
-    """Settings of every method that collects and updates in step."""
+    """Settings of every method that collects and updates in step.
+
+    The presets are for small models on two cores, "small-point_mass_maze" for those of the maze.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "small": SMALL,
+        "small-point_mass_maze": SMALL_MAZE,
+    }
 
     nenv: int = Field(1, ge=1)
     """Environments a task that step together."""

@@ -16,7 +16,7 @@ from bfmpipe.adaptation.critics import Critic, FinetunedCritic
 
 
 class Config(OffPolicyActorConfig, TunedActorConfig):
-    """Settings of TD3."""
+    """Settings of TD3; the presets are those of all off-policy methods."""
 
     critic_learning_rate: float = Field(1e-4, gt=0)
     ascend: Literal["minimum", "mean", "first"] = "first"

@@ -4,18 +4,28 @@ What the budget is worth without a behavioural foundation model. Its first evalu
 untrained actor, not of zero-shot.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from bfmpipe.adaptation.actor_critic import ActorMethod, OffPolicyActorConfig
 from bfmpipe.adaptation.actors import FreshMover, Mover
 from bfmpipe.adaptation.base import Problem
-from bfmpipe.adaptation.critics import Critic, FreshConfig, FreshCritic
+from bfmpipe.adaptation.critics import MAZE, Critic, FreshConfig, FreshCritic
+from bfmpipe.adaptation.off_policy import SMALL, SMALL_MAZE
 
 
 class Config(OffPolicyActorConfig, FreshConfig):
-    """Settings of TD3 from scratch; those of its authors, but for the widths of the DMC's."""
+    """Settings of TD3 from scratch; those of its authors, but for the widths of the DMC's.
+
+    The presets are for two cores.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "small": SMALL,
+        "small-point_mass_maze": {**SMALL_MAZE, **MAZE},
+    }
 
     actor_hidden_dim: int = Field(256, ge=1)
     actor_learning_rate: float = Field(3e-4, gt=0)

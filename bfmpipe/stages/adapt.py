@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from bfmpipe import api
+from bfmpipe import api, plugins
 from bfmpipe.adaptation.checkpoint import Checkpoint
 from bfmpipe.adaptation.protocol import Evaluated, Evaluation
 from bfmpipe.agents import CONFIG, WEIGHTS
 from bfmpipe.agents.learner import check_device
-from bfmpipe.config import Config
+from bfmpipe.config import Config, parse
 from bfmpipe.data import transitions
 from bfmpipe.data.tables import Provenance, open_table, write_table
 from bfmpipe.envs.batched import threads
@@ -70,6 +70,8 @@ def adapt(
             raise UserError(f"{len(paths)} paths of {name} for {len(cfg.seeds)} seeds; one each")
     check_device(cfg.device, "adapt.device", kernels=True)
     label = cfg.label or cfg.method.name
+    settings_of = plugins.load("adaptation", cfg.method.name).Config
+    method_settings = parse(settings_of, cfg.method.settings, f"method {cfg.method.name}")
     pretrained = [read_model(directory, cfg.domain, cfg.agent) for directory in model]
     domain = pretrained[0].domain
     tasks = cfg.tasks.tasks(domain)
@@ -115,7 +117,10 @@ def adapt(
             returns = np.mean([one.returns.mean() for one in point])
             bar.set_postfix({"return": f"{returns:.1f}"}, refresh=False)
 
-    source = {"domain_settings": domain.config.model_dump(mode="json")}
+    source = {  # all of them, whatever preset or default they are from
+        "domain_settings": domain.config.model_dump(mode="json"),
+        "method_settings": method_settings.model_dump(mode="json"),
+    }
     for i, seed in enumerate(cfg.seeds):
         own = [point[i] for point in points]
         together = {"seeds_together": list(cfg.seeds)} if len(cfg.seeds) > 1 else {}

@@ -12,7 +12,7 @@ from bfmpipe.adaptation.base import Problem, act_by_latent
 from bfmpipe.adaptation.off_policy import Batch
 from bfmpipe.adaptation.protocol import Evaluation, adapt, evaluate, start_states
 from bfmpipe.agents import fb
-from bfmpipe.config import parse
+from bfmpipe.config import PresetConfig, parse
 from bfmpipe.envs import make_domain
 from bfmpipe.envs.batched import BatchedEnv
 from bfmpipe.networks import project_z
@@ -326,6 +326,48 @@ def test_off_policy_budgets_that_allow_no_update_say_so():
         make("rela", make_problem(), latent_warmup_updates=500)
     with pytest.raises(UserError, match="the actor moves only after 500"):
         make("rela-a", make_problem(), actor_warmup_updates=500)
+
+
+PRESETS = [
+    (name, preset)
+    for name in plugins.names("adaptation")
+    for config in [plugins.load("adaptation", name).Config]
+    if issubclass(config, PresetConfig)
+    for preset in config.presets
+]
+
+
+def test_who_learns_from_replayed_transitions_has_presets_for_small_models():
+    learn = ("hybrid", "rela", "rela-a", "rela-safe", "td3", "td3-scratch", "td3-z")
+    both = ("small", "small-point_mass_maze")
+    assert [(name, preset) for name in learn for preset in both] == PRESETS
+    with pytest.raises(UserError, match="preset is not a setting"):
+        make("lola", make_problem(), preset="small")
+
+
+@pytest.mark.parametrize(("name", "preset"), PRESETS)
+def test_every_preset_makes_a_method_that_moves_in_48_episodes(name, preset):
+    module = plugins.load("adaptation", name)
+    config = parse(module.Config, {"preset": preset}, name)
+    assert parse(module.Config, config.model_dump(mode="json"), name) == config
+    domain = make_domain("point_mass_maze" if preset.endswith("maze") else "walker", {})
+    module.Method.check(config, domain, 48 * domain.config.episode_steps)
+    made = make(name, make_problem(), preset=preset)  # with the settings beside it, which win
+    assert made.config.batch == SETTINGS[name]["batch"]
+
+
+def test_the_small_presets_of_rela_make_fewer_and_larger_steps():
+    rela = plugins.load("adaptation", "rela").Config
+    paper, maze, walker = rela(), rela(preset="small-point_mass_maze"), rela(preset="small")
+    assert (paper.updates_per_step, maze.updates_per_step, walker.updates_per_step) == (
+        1,
+        1 / 8,
+        1 / 32,
+    )
+    for small in (maze, walker):
+        assert small.learning_rate == pytest.approx(10 * paper.learning_rate)
+        assert small.target_tau == pytest.approx(10 * paper.target_tau)
+        assert small.base_latent == "initial"
 
 
 def test_lola_needs_two_latents():

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from bfmpipe import plugins
 from bfmpipe.adaptation import checkpoint
 from bfmpipe.agents import learner
+from bfmpipe.config import parse
 from bfmpipe.data import checkpoints
 from bfmpipe.data.tables import read_table
 from bfmpipe.kernels.extension import cuda_problem
@@ -25,7 +27,7 @@ METHODS = {
     "zero-shot": {},
     "lola": {"states": 2, "latents": 2, "horizon": 5},
     "rela": {**OFF_POLICY, "latent_warmup_updates": 2},
-    "td3": OFF_POLICY,
+    "td3": {"preset": "small", "updates_per_step": 1.0, **OFF_POLICY},
 }
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available() or cuda_problem() is not None, reason="needs a GPU"
@@ -91,6 +93,8 @@ def test_the_provenance_names_the_method_and_its_settings(files, method):
     for file, kind in zip(files[method], ("adaptation", "trajectories"), strict=True):
         _, origin = read_table(file, kind)
         assert origin.settings["method"] == {"name": method, "settings": METHODS[method]}
+        config = parse(plugins.load("adaptation", method).Config, METHODS[method], method)
+        assert origin.source["method_settings"] == config.model_dump(mode="json")
 
 
 def test_a_variant_has_the_numbers_of_its_method_under_its_own_name(tiny, files, curves, tmp_path):
