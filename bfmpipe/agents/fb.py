@@ -20,7 +20,8 @@ takes the smaller head (actor_pessimism .5). The code of Touati, Rapin & Ollivie
 one in both (and target_pessimism .5). Both read raw observations, which here are standardised.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -36,35 +37,6 @@ from bfmpipe.agents.losses import (
 )
 from bfmpipe.networks import BackwardMap
 
-_SMALL = {
-    "architecture": "concatenated",
-    "hidden_dim": 256,
-    "backward_hidden_dim": 256,
-    "batch": 256,
-    "learning_rate": 1e-3,
-    "actor_learning_rate": 1e-3,
-    "actor_every": 2,
-}
-_PRESETS: dict[str, dict[str, Any]] = {
-    "walker": {},
-    "cheetah": {},
-    "quadruped": {},
-    "point_mass_maze": {"discount": 0.99, "z_dim": 100},
-    "small": _SMALL,
-    "small-point_mass_maze": {
-        **_SMALL,
-        "z_dim": 32,
-        "discount": 0.99,
-        "stride": 10,
-        "hidden_dim": 128,
-        "backward_hidden_dim": 128,
-        "backward_obs": (0, 1),  # where the ball is, not how fast it moves
-        "wave_obs": (0, 1),  # the walls are thin
-        "forward_octaves": 2,
-        "backward_octaves": 3,
-    },
-}
-
 
 class Config(successor.Config):
     """The published sizes, rates and coefficients on DMC, but for the heads (see the module).
@@ -72,7 +44,19 @@ class Config(successor.Config):
     Presets: by domain as published, "small" for a CPU.
     """
 
-    presets = _PRESETS
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "walker": {},
+        "cheetah": {},
+        "quadruped": {},
+        "point_mass_maze": {"discount": 0.99, "z_dim": 100},
+        "small": successor.SMALL,
+        "small-point_mass_maze": {
+            **successor.SMALL_MAZE,
+            "backward_hidden_dim": 128,
+            "backward_obs": (0, 1),  # where the ball is, not how fast it moves
+            "backward_octaves": 3,
+        },
+    }
 
     backward_hidden_dim: int = Field(256, ge=1)
     backward_hidden_layers: int = Field(1, ge=0)

@@ -39,14 +39,6 @@ from bfmpipe.agents.base import Batch, Draws, Loss, Phase
 from bfmpipe.agents.losses import measure_loss, orthonormality_loss
 from bfmpipe.networks import BackwardMap, ConditionedMap
 
-_SMALL = {
-    "architecture": "concatenated",
-    "batch": 256,
-    "learning_rate": 1e-3,
-    "actor_learning_rate": 1e-3,
-    "actor_every": 2,
-}
-
 
 class Config(successor.Config):
     """The published settings on DMC; the presets state what differs."""
@@ -56,17 +48,11 @@ class Config(successor.Config):
         "cheetah": {},
         "quadruped": {},
         "point_mass_maze": {"discount": 0.99},
-        "small": {**_SMALL, "z_dim": 50, "hidden_dim": 256},
+        "small": {**successor.SMALL, "z_dim": 50},
         "small-point_mass_maze": {
-            **_SMALL,
-            "z_dim": 32,
-            "discount": 0.99,
-            "stride": 10,
-            "hidden_dim": 128,
+            **successor.SMALL_MAZE,
             "feature_hidden_dim": 128,
             "feature_obs": (0, 1),
-            "wave_obs": (0, 1),
-            "forward_octaves": 2,
             "feature_octaves": 3,
         },
     }

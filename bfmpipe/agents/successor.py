@@ -213,7 +213,7 @@ SMALL_MAZE: Mapping[str, Any] = {
     "discount": 0.99,
     "stride": 10,
     "hidden_dim": 128,
-    "wave_obs": (0, 1),
+    "wave_obs": (0, 1),  # the walls are thin
     "forward_octaves": 2,
 }
 """The same of those for the point-mass maze."""
