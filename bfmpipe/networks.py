@@ -26,7 +26,7 @@ def widen(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.half) else x
 
 
-def waves(x: Tensor, octaves: int) -> Tensor:
+def fourier_features(x: Tensor, octaves: int) -> Tensor:
     """sin(2^j x) and cos(2^j x) for j < octaves: (..., features) -> (..., 2 octaves features).
 
     A network that reads them can follow edges finer than its natural smoothness

@@ -16,15 +16,14 @@ from pydantic import Field
 from torch import Tensor
 
 from bfmpipe.adaptation.actors import LatentMover, Mover, WeightsMover
-from bfmpipe.adaptation.base import Problem, act_by_latent
+from bfmpipe.adaptation.base import Problem, act_by_latent, check_finite
 from bfmpipe.adaptation.critics import Critic
-from bfmpipe.adaptation.draws import Draws
+from bfmpipe.adaptation.draws import Generators
 from bfmpipe.adaptation.off_policy import (
     Batch,
     OffPolicyConfig,
     OffPolicyMethod,
     UpdateConfig,
-    check_finite,
 )
 from bfmpipe.envs.domain import Domain
 from bfmpipe.networks import perturb, project_z
@@ -85,7 +84,7 @@ class ActorCritic:
         critic: Critic,
         mover: Mover,
         schedule: Schedule,
-        draws: Draws,
+        draws: Generators,
         *,
         bc_coef: float = 0.0,
     ) -> None:
@@ -107,8 +106,8 @@ class ActorCritic:
         if self.updates > after and self.updates % every == 0:
             self.mover.descend(self.mover_loss(batch.obs))
         if self.updates % targets_every == 0:
-            self.critic.follow(self.config.target_tau)
-            self.mover.follow(self.config.target_tau)
+            self.critic.update_targets(self.config.target_tau)
+            self.mover.update_targets(self.config.target_tau)
 
     @torch.no_grad()
     def target(self, batch: Batch) -> Tensor:

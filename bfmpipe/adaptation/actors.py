@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from bfmpipe.adaptation.base import Problem, act_by_latent
-from bfmpipe.adaptation.draws import Draws
+from bfmpipe.adaptation.draws import Generators
 from bfmpipe.agents import Model
 from bfmpipe.networks import ParallelLinear, project_z
 from bfmpipe.types import UserError
@@ -63,7 +63,7 @@ def _used(module: nn.Module, *inputs: Tensor) -> list[str]:
     return [name for name, g in zip(parameters, gradients, strict=True) if g is not None]
 
 
-def follow(targets: Sequence[Tensor], online: Sequence[Tensor], tau: float) -> None:
+def polyak_update(targets: Sequence[Tensor], online: Sequence[Tensor], tau: float) -> None:
     """Target <- (1 - tau) target + tau online, all tensors in one launch."""
     torch._foreach_lerp_(list(targets), [p.detach() for p in online], tau)
 
@@ -137,7 +137,7 @@ class Mover(ABC):
             p.grad = gradient
         self.optimiser.step()
 
-    def follow(self, tau: float) -> None:
+    def update_targets(self, tau: float) -> None:
         """Move the targets; a latent has none."""
         return
 
@@ -222,15 +222,17 @@ class WeightsMover(Mover):
         """z_0."""
         return self._latent
 
-    def follow(self, tau: float) -> None:
+    def update_targets(self, tau: float) -> None:
         """Move the target weights."""
-        follow(list(self.target.values()), self.parameters, tau)
+        polyak_update(list(self.target.values()), self.parameters, tau)
 
 
 class FreshMover(Mover):
     """A new actor for every task, tanh(MLP(s)), that knows nothing of the model's."""
 
-    def __init__(self, problem: Problem, hidden: int, learning_rate: float, draws: Draws) -> None:
+    def __init__(
+        self, problem: Problem, hidden: int, learning_rate: float, draws: Generators
+    ) -> None:
         domain = problem.domain
         self.policy = draws.network(
             len(problem.tasks),
@@ -255,6 +257,6 @@ class FreshMover(Mover):
         """z_0, which these policies do not read."""
         return self._latent
 
-    def follow(self, tau: float) -> None:
+    def update_targets(self, tau: float) -> None:
         """Move the target actors."""
-        follow(list(self.target.parameters()), self.parameters, tau)
+        polyak_update(list(self.target.parameters()), self.parameters, tau)

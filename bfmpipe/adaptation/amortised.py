@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bfmpipe.adaptation.base import Method as BaseMethod
-from bfmpipe.adaptation.base import Problem, act_by_latent
+from bfmpipe.adaptation.base import Problem, act_by_latent, check_finite
 from bfmpipe.agents import Model
 from bfmpipe.config import Config as BaseConfig
 from bfmpipe.envs.batched import BatchedEnv
@@ -132,7 +132,7 @@ class Method(BaseMethod):
         steps = config.episodes * domain.config.episode_steps
         if budget < steps:
             raise UserError(
-                f"amortised: a budget of {budget} environment steps a task is too small "
+                f"{cls.method_name()}: a budget of {budget} environment steps a task is too small "
                 f"for the {config.episodes} episodes before the first proposal ({steps}); "
                 "raise the budget or lower episodes"
             )
@@ -182,8 +182,7 @@ class Method(BaseMethod):
             phi.append(problem.model.phi(obs).view(tasks, n, -1))
             reward.append(problem.tensor(problem.reward(env, flat)).float())
         self.phi, self.reward = torch.cat(phi, 1), torch.cat(reward, 1)
-        if not bool(torch.isfinite(self.reward).all()):
-            raise UserError("amortised: a reward is not a number; look into the task's reward")
+        check_finite(self.reward, problem, "a reward")
         self.env_steps += self.steps
 
     def _train(self, model: Model, rng: np.random.Generator, generator: torch.Generator) -> Adapter:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bfmpipe.adaptation.draws import Draws
+from bfmpipe.adaptation.draws import Generators
 from bfmpipe.agents import Model
 from bfmpipe.agents.stack import Stack
 from bfmpipe.config import Config
@@ -104,7 +104,7 @@ class Method(ABC):
         if len(seeds) != len(problem.models):
             raise UserError(f"{len(seeds)} seeds for {len(problem.models)} models; give one each")
         self.problem = problem
-        self.draws = Draws(seeds, problem.device)
+        self.draws = Generators(seeds, problem.device)
         self.env_steps = 0
         """Environment steps spent so far, a task; every reset rollout counts."""
         self.z: Tensor = problem.z.clone()
@@ -149,3 +149,18 @@ def act_by_latent(model: Model, obs: Tensor, z: Tensor) -> Tensor:
     if z.dim() == 2:
         z = z[:, None].expand(-1, n, -1)
     return model.actor(obs.flatten(0, 1), z.flatten(0, 1)).unflatten(0, (tasks, n))
+
+
+def check_finite(numbers: Tensor, problem: Problem, what: str) -> None:
+    """Refuse numbers (T, ...) that are none, naming the task.
+
+    Raises:
+        UserError: for the first task that has one.
+    """
+    bad = ~numbers.isfinite()
+    if bool(bad.any()):
+        task = problem.tasks[int(bad.nonzero()[0][0])]
+        raise UserError(
+            f"task {task}: {what} is not a number; look for a division by zero or a logarithm in "
+            "the reward, lower the learning rates, or train the model again"
+        )

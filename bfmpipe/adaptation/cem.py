@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bfmpipe.adaptation.base import Problem
-from bfmpipe.adaptation.draws import Draws
+from bfmpipe.adaptation.draws import Generators
 from bfmpipe.adaptation.lookahead import LookaheadConfig, LookaheadMethod
 from bfmpipe.envs.domain import Domain
 from bfmpipe.networks import project_z
@@ -63,7 +63,7 @@ class CrossEntropy:
         self.smoothing = smoothing
         self.minimum_sigma = minimum_sigma
 
-    def ask(self, k: int, draws: Draws) -> Tensor:
+    def ask(self, k: int, draws: Generators) -> Tensor:
         """k points of each search, (T, k, d), on the sphere."""
         tasks, d = self.mean.shape
         noise = draws.normal(tasks, k, d, dtype=self.mean.dtype)
@@ -104,8 +104,8 @@ class Method(LookaheadMethod):
         super().check(config, domain, budget)
         if config.minimum_sigma > config.sigma:
             raise UserError(
-                f"cem: minimum_sigma {config.minimum_sigma} is above sigma {config.sigma}, where "
-                "the search begins; lower it or raise sigma"
+                f"{cls.method_name()}: minimum_sigma {config.minimum_sigma} is above sigma "
+                f"{config.sigma}, where the search begins; lower it or raise sigma"
             )
 
     def advance(self) -> bool:

@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bfmpipe.adaptation.base import Problem
-from bfmpipe.adaptation.draws import Draws
+from bfmpipe.adaptation.draws import Generators
 from bfmpipe.adaptation.lookahead import LookaheadConfig, LookaheadMethod
 from bfmpipe.networks import project_z
 
@@ -99,7 +99,7 @@ class CMA:
         eigenvalues, self.B = torch.linalg.eigh(self.C)
         self.D = eigenvalues.clamp_min(1e-30).sqrt()
 
-    def ask(self, draws: Draws) -> Tensor:
+    def ask(self, draws: Generators) -> Tensor:
         """lambda points of each search, (T, lambda, d), float64."""
         tasks, d = self.mean.shape
         noise = draws.normal(tasks, len(self.weights), d, dtype=self.mean.dtype).to(self.mean)

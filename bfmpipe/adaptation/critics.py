@@ -17,9 +17,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bfmpipe.adaptation.actors import ParallelMLP, Stacked, follow
+from bfmpipe.adaptation.actors import ParallelMLP, Stacked, polyak_update
 from bfmpipe.adaptation.base import Problem
-from bfmpipe.adaptation.draws import Draws
+from bfmpipe.adaptation.draws import Generators
 from bfmpipe.agents import Model
 from bfmpipe.config import Config
 
@@ -55,9 +55,9 @@ class Critic(ABC):
             p.grad = gradient
         self.optimiser.step()
 
-    def follow(self, tau: float) -> None:
+    def update_targets(self, tau: float) -> None:
         """Move the target networks."""
-        follow(self.target_parameters, self.parameters, tau)
+        polyak_update(self.target_parameters, self.parameters, tau)
 
 
 class TwinMLP(nn.Module):
@@ -81,10 +81,10 @@ class CriticConfig(Config):
     """Settings of critics that are networks of their own."""
 
     critic_octaves: int | None = Field(None, ge=0)
-    """Sines and cosines that the critic reads of the observation's entries that the model reads so
-    (`wave_obs`; many read none), at 1, 2, 4, ... times the normalised value; by default as many as
-    psi reads. Without them a reward of a centimetre is finer than a network's natural smoothness,
-    and where it lies the critic cannot say."""
+    """Fourier features that the critic reads of the observation's entries that the model reads so
+    (`fourier_obs`; many read none), of 1, 2, 4, ... times the normalised value; by default as many
+    as psi reads. Without them a reward of a centimetre is finer than a network's natural
+    smoothness, and where it lies the critic cannot say."""
 
 
 class _MLPCritic(Critic):
@@ -99,7 +99,7 @@ class _MLPCritic(Critic):
         octaves: int | None,
         reads_latent: bool,
         zero: bool,
-        draws: Draws,
+        draws: Generators,
     ) -> None:
         self.problem = problem
         self.octaves = octaves
@@ -148,7 +148,7 @@ class ResidualCritic(_MLPCritic):
     paper's, and z is the latent as it moves or z_0 (`base_latent`).
     """
 
-    def __init__(self, problem: Problem, config: ResidualConfig, draws: Draws) -> None:
+    def __init__(self, problem: Problem, config: ResidualConfig, draws: Generators) -> None:
         super().__init__(
             problem,
             hidden=config.hidden_dim,
@@ -204,7 +204,7 @@ class FreshConfig(CriticConfig):
 class FreshCritic(_MLPCritic):
     """Two MLPs of (s, a) that start anywhere."""
 
-    def __init__(self, problem: Problem, config: FreshConfig, draws: Draws) -> None:
+    def __init__(self, problem: Problem, config: FreshConfig, draws: Generators) -> None:
         super().__init__(
             problem,
             hidden=config.critic_hidden_dim,

@@ -14,7 +14,7 @@ from bfmpipe.types import Array
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class Draws:
+class Generators:
     """S seeds' generators; the first axis of what is drawn goes by seed, in S equal blocks.
 
     They are drawn on the CPU, so that another device has the same.

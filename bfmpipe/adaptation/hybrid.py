@@ -28,9 +28,9 @@ from torch import Tensor
 
 from bfmpipe.adaptation import lola
 from bfmpipe.adaptation.actors import put_within
-from bfmpipe.adaptation.base import Problem, act_by_latent
+from bfmpipe.adaptation.base import Problem, act_by_latent, check_finite
 from bfmpipe.adaptation.lookahead import LookaheadConfig
-from bfmpipe.adaptation.off_policy import Batch, check_finite
+from bfmpipe.adaptation.off_policy import Batch
 from bfmpipe.adaptation.safe import Rollout, SafeConfig, SafeMethod
 from bfmpipe.kernels import leave_one_out
 from bfmpipe.networks import project_z

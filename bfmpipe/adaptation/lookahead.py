@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bfmpipe.adaptation.base import Method, Problem, act_by_latent
+from bfmpipe.adaptation.base import Method, Problem, act_by_latent, check_finite
 from bfmpipe.config import Config
 from bfmpipe.envs.domain import Domain
 from bfmpipe.types import Array, UserError
@@ -144,10 +144,5 @@ class LookaheadMethod(Method):
             value = model.q(obs.flatten(0, 1), last_action, z.flatten(0, 1), w).view(tasks, n)
         found = Lookahead(problem.tensor(rewards), value)
         for what, numbers in found._asdict().items():
-            if not bool(torch.isfinite(numbers).all()):
-                task = problem.tasks[int((~numbers.isfinite()).nonzero()[0][-2])]
-                raise UserError(
-                    f"task {task}: a {what} is not a number; look for a division by zero or a "
-                    "logarithm in the reward, or train the model again"
-                )
+            check_finite(numbers.movedim(-2, 0), problem, f"a {what}")
         return found

@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bfmpipe.adaptation.base import Method, Problem
-from bfmpipe.adaptation.draws import Draws
+from bfmpipe.adaptation.base import Method, Problem, check_finite
+from bfmpipe.adaptation.draws import Generators
 from bfmpipe.config import PresetConfig
 from bfmpipe.envs.domain import Domain
 from bfmpipe.networks import perturb
@@ -89,7 +89,7 @@ class Replay:
         self.reward[:, rows], self.next_obs[:, rows] = reward, next_obs
         self.size += obs.shape[1]
 
-    def sample(self, n: int, draws: Draws) -> Batch:
+    def sample(self, n: int, draws: Generators) -> Batch:
         """n transitions of every task, uniform with replacement."""
         tasks = len(self.obs)
         rows = draws.integers(self.size, tasks, n)
@@ -175,17 +175,3 @@ class OffPolicyMethod(Method):
         """Actions (T, n, action_dim) to collect with."""
         action = self.act(obs)
         return perturb(action, self.draws.noise(action, self.config.noise_std))
-
-
-def check_finite(numbers: Tensor, problem: Problem, what: str) -> None:
-    """Refuse numbers (T, ...) that are none, naming the task.
-
-    Raises:
-        UserError: for the first task that has one.
-    """
-    if not bool(numbers.isfinite().all()):
-        task = problem.tasks[int((~numbers.isfinite()).nonzero()[0][0])]
-        raise UserError(
-            f"task {task}: {what} is not a number; look for a division by zero or a logarithm in "
-            "the reward, lower the learning rates, or train the model again"
-        )

@@ -35,8 +35,8 @@ from pydantic import Field
 from torch import Tensor
 
 from bfmpipe.adaptation.base import Method as BaseMethod
-from bfmpipe.adaptation.base import Problem, act_by_latent
-from bfmpipe.adaptation.draws import Draws
+from bfmpipe.adaptation.base import Problem, act_by_latent, check_finite
+from bfmpipe.adaptation.draws import Generators
 from bfmpipe.agents import Model
 from bfmpipe.config import Config as BaseConfig
 from bfmpipe.envs.domain import Domain
@@ -98,11 +98,11 @@ class Ridge:
         white = torch.linalg.solve_triangular(self.root, psi.double().mT, upper=False)
         return (psi.double() @ self.w[..., None])[..., 0] + beta * white.norm(dim=1)
 
-    def normal(self, n: int, scale: float, draws: Draws) -> Tensor:
+    def normal(self, n: int, scale: float, draws: Generators) -> Tensor:
         """n draws (T, n, d) of N(w_hat, scale^2 A^-1)."""
         return self.w[:, None] + scale * self._colour(self._noise(n, draws))
 
-    def ellipsoid(self, n: int, radius: float, draws: Draws) -> Tensor:
+    def ellipsoid(self, n: int, radius: float, draws: Generators) -> Tensor:
         """n draws (T, n, d), uniform in |w - w_hat|_A <= radius."""
         noise = self._noise(n, draws)
         d = noise.shape[-1]
@@ -110,7 +110,7 @@ class Ridge:
         ball = length * torch.nn.functional.normalize(noise, dim=-1)
         return self.w[:, None] + radius * self._colour(ball)
 
-    def _noise(self, n: int, draws: Draws) -> Tensor:
+    def _noise(self, n: int, draws: Generators) -> Tensor:
         tasks, d = self.w.shape
         return draws.normal(tasks, n, d, dtype=torch.float64)
 
@@ -140,8 +140,8 @@ class Method(BaseMethod):
         """Refuse budgets without a step."""
         if budget < config.nenv:
             raise UserError(
-                f"opti: a budget of {budget} environment steps does not allow one step of "
-                f"{config.nenv} environments; raise the budget or lower nenv"
+                f"{cls.method_name()}: a budget of {budget} environment steps does not allow "
+                f"one step of {config.nenv} environments; raise the budget or lower nenv"
             )
 
     @torch.no_grad()
@@ -167,12 +167,7 @@ class Method(BaseMethod):
         self.episode_step += steps
         self.env_steps += steps * c.nenv
         reward = torch.cat(rewards, 1)
-        if not bool(reward.isfinite().all()):
-            task = problem.tasks[int((~reward.isfinite()).nonzero()[0][0])]
-            raise UserError(
-                f"task {task}: a reward is not a number; look for a division by zero or a "
-                "logarithm in the reward"
-            )
+        check_finite(reward, problem, "a reward")
         self.ridge.tell(torch.cat(features, 1), reward - self.constant)
         self.z = project_z(self.ridge.w).to(self.z)
         return True
@@ -210,7 +205,7 @@ def ridge_values(model: Model, ridge: Ridge, obs: Tensor, z: Tensor, beta: float
 
 
 @torch.no_grad()
-def reward_features(problem: Problem, draws: Draws) -> Tensor:
+def reward_features(problem: Problem, draws: Generators) -> Tensor:
     """The matrices (T, d, d), float64, from rows phi to rows x of the module's equations."""
     model = problem.model
     if model.inference_weights == "least-squares":
@@ -225,7 +220,7 @@ def reward_features(problem: Problem, draws: Draws) -> Tensor:
 
 
 @torch.no_grad()
-def left_out_constants(problem: Problem, draws: Draws) -> Tensor:
+def left_out_constants(problem: Problem, draws: Generators) -> Tensor:
     """What w_0 leaves out of each task's reward, (T, 1), float64; see `inference.reward`.
 
     Rewards of the data's states are those of reaching them by an action of zero.
@@ -241,7 +236,7 @@ def left_out_constants(problem: Problem, draws: Draws) -> Tensor:
     return torch.cat(found)[:, None]
 
 
-def _samples(problem: Problem, draws: Draws) -> list[Array]:
+def _samples(problem: Problem, draws: Generators) -> list[Array]:
     """Rows of the data's states, a sample a model."""
     n = min(_SAMPLE, len(problem.visited))
     return [rng.choice(len(problem.visited), n, replace=False) for rng in draws.numpy]

@@ -73,7 +73,7 @@ class Method(LookaheadMethod):
                 else f"two candidates from {c.states} start states"
             )
             raise UserError(
-                f"random-search: a budget of {budget} environment steps is too small for "
+                f"{cls.method_name()}: a budget of {budget} environment steps is too small for "
                 f"{what} of {c.horizon} steps ({smallest}); raise the budget, or lower latents, "
                 "states or horizon"
             )

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from bfmpipe.adaptation.actor_critic import ActorCritic, LatentConfig, Schedule
 from bfmpipe.adaptation.actors import LatentMover
-from bfmpipe.adaptation.base import Method, Problem, act_by_latent
+from bfmpipe.adaptation.base import Method, Problem, act_by_latent, check_finite
 from bfmpipe.adaptation.critics import MAZE, ResidualConfig, ResidualCritic
-from bfmpipe.adaptation.draws import Draws
-from bfmpipe.adaptation.off_policy import Replay, check_finite
+from bfmpipe.adaptation.draws import Generators
+from bfmpipe.adaptation.off_policy import Replay
 from bfmpipe.envs.batched import BatchedEnv
 from bfmpipe.envs.domain import Domain
 from bfmpipe.types import Array, UserError
@@ -93,7 +93,7 @@ class Playing:
         self.obs = self.problem.tensor(self.env.reset(starts)).view(tasks, n, -1)
         self.z, self.noise_std, self.left, self.rows = z, noise_std, steps, []
 
-    def step(self, draws: Draws) -> None:
+    def step(self, draws: Generators) -> None:
         """One step of every environment."""
         assert self.env is not None
         with torch.no_grad():

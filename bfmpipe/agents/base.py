@@ -67,7 +67,8 @@ class Model(nn.Module, ABC):
     def encode(self, obs: Tensor, octaves: int) -> Tensor:
         """What networks beside the model's may read of raw observations (..., obs_dim).
 
-        They are normalised; a model that reads some entries also as waves adds `octaves` of these.
+        They are normalised; a model that reads Fourier features of some entries adds
+        `octaves` of these.
         """
         return self.normalise(obs)
 
@@ -164,8 +165,8 @@ class Phase(NamedTuple):
         return found
 
 
-Draws = dict[str, Tensor]
-_NOTHING: Draws = {}
+Tensors = dict[str, Tensor]
+_NOTHING: Tensors = {}
 
 
 class Loss(NamedTuple):
@@ -175,9 +176,9 @@ class Loss(NamedTuple):
     """The scalar to descend."""
     metrics: dict[str, Tensor]
     """Scalars for the table of losses."""
-    shared: Draws = _NOTHING
+    shared: Tensors = _NOTHING
     """What later phases of the same update read."""
-    buffers: Draws = _NOTHING
+    buffers: Tensors = _NOTHING
     """New values of the agent's buffers, by their dotted names."""
 
 
@@ -202,7 +203,7 @@ class Agent(nn.Module, ABC):
         super().__init__()
         self.config = config
 
-    def draw(self, batch: Any, generator: torch.Generator, due: Collection[str]) -> Draws:
+    def draw(self, batch: Any, generator: torch.Generator, due: Collection[str]) -> Tensors:
         """The random numbers of one update, and what is worked out of the batch beforehand.
 
         On a GPU this and `forward` run in Python for the first updates only, whose operations on
@@ -217,9 +218,9 @@ class Agent(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def forward(self, phase: str, batch: Any, draws: Draws, shared: Draws) -> Loss:
+    def forward(self, phase: str, batch: Any, draws: Tensors, shared: Tensors) -> Loss:
         """The loss of a phase; `shared` is what the earlier ones of the update left."""
 
-    def follow(self, module: nn.Module) -> nn.Module:
+    def target_copy(self, module: nn.Module) -> nn.Module:
         """A target network: a frozen copy."""
         return copy.deepcopy(module).requires_grad_(False)

@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bfmpipe.agents import successor
-from bfmpipe.agents.base import Batch, Draws, Loss, Phase
+from bfmpipe.agents.base import Batch, Loss, Phase, Tensors
 from bfmpipe.agents.losses import (
     implied_q_loss,
     measure_loss,
@@ -105,7 +105,7 @@ class Agent(successor.Agent):
 
     def __init__(self, config: Config, obs_dim: int, action_dim: int) -> None:
         super().__init__(config, Model(config, obs_dim, action_dim))
-        self.target_backward_map = self.follow(self.model.backward_map)
+        self.target_backward_map = self.target_copy(self.model.backward_map)
         self.targets = {
             **self.targets,
             "target_backward_map": ("model.backward_map", config.target_tau),
@@ -113,11 +113,11 @@ class Agent(successor.Agent):
         trained = ("model.forward_map", "model.backward_map")
         self.phases = (Phase("fb", trained, config.learning_rate), self.actor_phase)
 
-    def forward(self, phase: str, batch: Batch, draws: Draws, shared: Draws) -> Loss:
+    def forward(self, phase: str, batch: Batch, draws: Tensors, shared: Tensors) -> Loss:
         """L_FB with what is added to it, or L_actor."""
         return self.actor_loss(batch, draws, shared) if phase == "actor" else self.fb(batch, draws)
 
-    def fb(self, batch: Batch, draws: Draws) -> Loss:
+    def fb(self, batch: Batch, draws: Tensors) -> Loss:
         """L_FB + ortho_coef L_orth + q_coef L_Q; leaves the latents to the actor."""
         c, model = self.config, self.model
         goal = model.backward_input(batch.next_obs)

@@ -36,7 +36,7 @@ from torch.nn.functional import softplus
 
 from bfmpipe import config
 from bfmpipe.agents import base, practising
-from bfmpipe.agents.base import Draws, Loss, Phase
+from bfmpipe.agents.base import Loss, Phase, Tensors
 from bfmpipe.agents.losses import implied_q_loss, measure_loss, orthonormality_loss
 from bfmpipe.agents.practising import PractisedBatch
 from bfmpipe.kernels import Network
@@ -208,9 +208,9 @@ class Agent(practising.Agent):
         super().__init__(config)
         c = config
         self.model = Model(config, obs_dim, action_dim)
-        self.target_forward_map = self.follow(self.model.forward_map)
-        self.target_backward_map = self.follow(self.model.backward_map)
-        self.target_critic_map = self.follow(self.model.critic_map)
+        self.target_forward_map = self.target_copy(self.model.forward_map)
+        self.target_backward_map = self.target_copy(self.model.backward_map)
+        self.target_critic_map = self.target_copy(self.model.critic_map)
         self.targets = {
             "target_forward_map": ("model.forward_map", c.target_tau),
             "target_backward_map": ("model.backward_map", c.target_tau),
@@ -226,7 +226,7 @@ class Agent(practising.Agent):
 
     def draw(
         self, batch: PractisedBatch, generator: torch.Generator, due: Collection[str]
-    ) -> Draws:
+    ) -> Tensors:
         """What latents are made of, the place between two inputs of D, the noise on actions."""
         n, c = len(batch.obs), self.config
         device = batch.obs.device
@@ -243,7 +243,7 @@ class Agent(practising.Agent):
             "actor_noise": clipped_noise(*noise),
         }
 
-    def _draw_latents(self, n: int, generator: torch.Generator) -> Draws:
+    def _draw_latents(self, n: int, generator: torch.Generator) -> Tensors:
         device = generator.device
         return {
             "z": self.model.sample_z(n, generator),
@@ -252,7 +252,7 @@ class Agent(practising.Agent):
             "motion": torch.randperm(n, generator=generator, device=device),
         }
 
-    def latents(self, goals: Tensor, motions: Tensor, draws: Draws) -> Tensor:
+    def latents(self, goals: Tensor, motions: Tensor, draws: Tensors) -> Tensor:
         """n latents (n, d): shuffled features of n goals, n encoded motions, or uniform."""
         c, kind = self.config, draws["kind"]
         goals = project_z(goals)  # B's own features need not be on the sphere
@@ -277,7 +277,7 @@ class Agent(practising.Agent):
         action = self.model.actor(obs, z)
         return perturb(action, clipped_noise(action, self.config.noise_std, 1.0, generator))
 
-    def forward(self, phase: str, batch: PractisedBatch, draws: Draws, shared: Draws) -> Loss:
+    def forward(self, phase: str, batch: PractisedBatch, draws: Tensors, shared: Tensors) -> Loss:
         """The loss of a phase."""
         if phase == "discriminator":
             return self.discriminator_loss(batch, draws)
@@ -287,7 +287,7 @@ class Agent(practising.Agent):
             return self.critic_loss(batch, shared)
         return self.actor_loss(batch, draws, shared)
 
-    def discriminator_loss(self, batch: PractisedBatch, draws: Draws) -> Loss:
+    def discriminator_loss(self, batch: PractisedBatch, draws: Tensors) -> Loss:
         """L_D; leaves the latents to the others, and the normaliser one batch further on."""
         c, model = self.config, self.model
         with torch.no_grad():
@@ -310,7 +310,7 @@ class Agent(practising.Agent):
         loss = loss + c.gradient_penalty * penalty
         return Loss(loss, metrics, {"z": z}, self._renormalised(batch.obs))
 
-    def _renormalised(self, obs: Tensor) -> Draws:
+    def _renormalised(self, obs: Tensor) -> Tensors:
         """The normaliser after a batch of observations."""
         model, momentum = self.model, self.config.obs_momentum
         variance, mean = torch.var_mean(obs, 0)
@@ -320,7 +320,7 @@ class Agent(practising.Agent):
             "model.obs_std": variance.sqrt().clamp_min(1e-6),
         }
 
-    def fb_loss(self, batch: PractisedBatch, draws: Draws, shared: Draws) -> Loss:
+    def fb_loss(self, batch: PractisedBatch, draws: Tensors, shared: Tensors) -> Loss:
         """L_FB + ortho_coef L_orth + q_coef L_Q; leaves the next actions to the critic."""
         c, model, z = self.config, self.model, shared["z"]
         goal = model.normalise(batch.next_obs)
@@ -342,7 +342,7 @@ class Agent(practising.Agent):
         loss = fb_loss + c.ortho_coef * ortho_loss + c.q_coef * q_loss
         return Loss(loss, metrics, {"next_action": next_action})
 
-    def critic_loss(self, batch: PractisedBatch, shared: Draws) -> Loss:
+    def critic_loss(self, batch: PractisedBatch, shared: Tensors) -> Loss:
         """L_Q_D."""
         c, model, z = self.config, self.model, shared["z"]
         with torch.no_grad():
@@ -354,7 +354,7 @@ class Agent(practising.Agent):
         loss = 0.5 * (q - target).square().mean((-2, -1)).sum()
         return Loss(loss, {"critic_loss": loss.detach(), "discriminator_reward": reward.mean()})
 
-    def actor_loss(self, batch: PractisedBatch, draws: Draws, shared: Draws) -> Loss:
+    def actor_loss(self, batch: PractisedBatch, draws: Tensors, shared: Tensors) -> Loss:
         """L_actor."""
         c, model, z = self.config, self.model, shared["z"]
         obs = model.normalise(batch.obs)

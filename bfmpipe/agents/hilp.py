@@ -37,7 +37,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bfmpipe.agents import successor
-from bfmpipe.agents.base import Batch, Draws, Loss, Phase
+from bfmpipe.agents.base import Batch, Loss, Phase, Tensors
 from bfmpipe.agents.losses import full_precision
 from bfmpipe.kernels import Network
 
@@ -127,8 +127,8 @@ class Agent(successor.FeatureAgent):
         super().__init__(c, Model(c, obs_dim, action_dim))
         more = [self.model.feature_network(project=False) for _ in range(c.feature_heads - 1)]
         self.twin = nn.ModuleList(more)
-        self.target_feature_map = self.follow(self.model.feature_map)
-        self.target_twin = nn.ModuleList(self.follow(network) for network in more)
+        self.target_feature_map = self.target_copy(self.model.feature_map)
+        self.target_twin = nn.ModuleList(self.target_copy(network) for network in more)
         followed = {"target_feature_map": "model.feature_map"}
         if more:
             followed["target_twin"] = "twin"
@@ -139,7 +139,7 @@ class Agent(successor.FeatureAgent):
         self.phases = (features, self.successor_phase, self.actor_phase)
         self.future_discount = c.future_discount**c.stride
 
-    def draw(self, batch: Batch, generator: torch.Generator, due: Collection[str]) -> Draws:
+    def draw(self, batch: Batch, generator: torch.Generator, due: Collection[str]) -> Tensors:
         """The successor features' draws; which goals are any states, and whose."""
         draws = super().draw(batch, generator, due)
         n, device = len(batch.obs), batch.obs.device
@@ -148,13 +148,13 @@ class Agent(successor.FeatureAgent):
         draws["is_other"] = torch.rand(n, 1, generator=generator, device=device) < fraction
         return draws
 
-    def forward(self, phase: str, batch: Batch, draws: Draws, shared: Draws) -> Loss:
+    def forward(self, phase: str, batch: Batch, draws: Tensors, shared: Tensors) -> Loss:
         """L_V, or a loss of psi or pi."""
         if phase == "features":
             return self.feature_loss(batch, draws)
         return super().forward(phase, batch, draws, shared)
 
-    def feature_loss(self, batch: Batch, draws: Draws) -> Loss:
+    def feature_loss(self, batch: Batch, draws: Tensors) -> Loss:
         """L_V of the module's docstring."""
         c, model = self.config, self.model
         goals = torch.where(draws["is_other"], batch.obs[draws["other_state"]], batch.future)

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bfmpipe.agents import successor
-from bfmpipe.agents.base import Batch, Draws, Loss, Phase
+from bfmpipe.agents.base import Batch, Loss, Phase, Tensors
 from bfmpipe.agents.losses import orthonormality_loss
 
 
@@ -66,7 +66,7 @@ class Agent(successor.FeatureAgent):
         features = Phase("features", ("model.feature_map",), config.feature_learning_rate)
         self.phases = (features, self.successor_phase, self.actor_phase)
 
-    def forward(self, phase: str, batch: Batch, draws: Draws, shared: Draws) -> Loss:
+    def forward(self, phase: str, batch: Batch, draws: Tensors, shared: Tensors) -> Loss:
         """L_phi, or the losses of psi and pi."""
         if phase != "features":
             return super().forward(phase, batch, draws, shared)

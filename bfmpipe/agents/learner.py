@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
-from bfmpipe.agents.base import Agent, Batch, Draws, Loss, Phase
+from bfmpipe.agents.base import Agent, Batch, Loss, Phase, Tensors
 from bfmpipe.agents.graphs import Graphs
 from bfmpipe.agents.products import fast_float32
 from bfmpipe.config import Config
@@ -152,7 +152,7 @@ class Learner:
         batch, drawn = batches[0], draws[0]
         if len(self.agents) > 1:
             batch, drawn = _stack(batches), _stack(draws)
-        shared: Draws = {}
+        shared: Tensors = {}
         metrics: dict[str, Tensor] = {}
         for name in names:
             trained, optimiser = self._trained[name], self.optimisers[name]
@@ -176,7 +176,7 @@ class Learner:
                 torch._foreach_lerp_(target, online, tau)
         return metrics
 
-    def _draw(self, names: Sequence[str], batches: Sequence[Batch]) -> list[Draws]:
+    def _draw(self, names: Sequence[str], batches: Sequence[Batch]) -> list[Tensors]:
         """What every seed draws; where updates are recorded, side by side: it is many kernels."""
         inputs = list(zip(self.agents, batches, self.generators, strict=True))
         if not self._streams:
@@ -217,7 +217,7 @@ class Learner:
         if self._graphs:
             self._graphs.forget()  # the optimisers' tensors are others now
 
-    def _all_seeds(self, phase: str, batch: Batch, draws: Draws, shared: Draws) -> Loss:
+    def _all_seeds(self, phase: str, batch: Batch, draws: Tensors, shared: Tensors) -> Loss:
         """The loss of every seed: each output has the seeds as its first axis."""
 
         def one(tensors: dict[str, Tensor], *inputs: Any) -> Loss:

@@ -35,7 +35,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bfmpipe.agents import successor
-from bfmpipe.agents.base import Batch, Draws, Loss, Phase
+from bfmpipe.agents.base import Batch, Loss, Phase, Tensors
 from bfmpipe.agents.losses import measure_loss, orthonormality_loss
 from bfmpipe.networks import BackwardMap, ConditionedMap
 
@@ -123,8 +123,8 @@ class Agent(successor.Agent):
         super().__init__(config, Model(config, obs_dim, action_dim))
         c = config
         self.proto_map = self.model.proto_network()
-        self.target_proto_map = self.follow(self.proto_map)
-        self.target_feature_map = self.follow(self.model.feature_map)
+        self.target_proto_map = self.target_copy(self.proto_map)
+        self.target_feature_map = self.target_copy(self.model.feature_map)
         self.targets = {
             **self.targets,
             "target_proto_map": ("proto_map", c.target_tau),
@@ -136,7 +136,7 @@ class Agent(successor.Agent):
             self.actor_phase,
         )
 
-    def draw(self, batch: Batch, generator: torch.Generator, due: Collection[str]) -> Draws:
+    def draw(self, batch: Batch, generator: torch.Generator, due: Collection[str]) -> Tensors:
         """Those of the latents; codes, as bits (n, code_bits), and their actions in next states."""
         bits = self.config.code_bits
         code = torch.randint(
@@ -150,7 +150,7 @@ class Agent(successor.Agent):
             ),
         }
 
-    def forward(self, phase: str, batch: Batch, draws: Draws, shared: Draws) -> Loss:
+    def forward(self, phase: str, batch: Batch, draws: Tensors, shared: Tensors) -> Loss:
         """The losses of the module's docstring: (i) proto, (ii) successor, (iii) actor."""
         if phase == "proto":
             return self.proto_loss(batch, draws)
@@ -158,7 +158,7 @@ class Agent(successor.Agent):
             return self.successor_loss(batch, draws)
         return self.actor_loss(batch, draws, shared)
 
-    def proto_loss(self, batch: Batch, draws: Draws) -> Loss:
+    def proto_loss(self, batch: Batch, draws: Tensors) -> Loss:
         """(i): the codebook's successor measures in one basis."""
         model, code = self.model, draws["code"]
         goal = model.feature_input(batch.next_obs)
@@ -177,7 +177,7 @@ class Agent(successor.Agent):
         }
         return Loss(proto_loss + self.config.ortho_coef * ortho_loss, metrics)
 
-    def successor_loss(self, batch: Batch, draws: Draws) -> Loss:
+    def successor_loss(self, batch: Batch, draws: Tensors) -> Loss:
         """(ii): the actor's successor measures in that basis; leaves the latents to the actor."""
         model = self.model
         with torch.no_grad():

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bfmpipe.agents import base
-from bfmpipe.agents.base import Batch, Draws, Loss, Phase
+from bfmpipe.agents.base import Batch, Loss, Phase, Tensors
 from bfmpipe.agents.losses import solve_covariance
 from bfmpipe.kernels import Network
 from bfmpipe.networks import (
@@ -31,10 +31,10 @@ from bfmpipe.networks import (
     BackwardMap,
     ConditionedMap,
     clipped_noise,
+    fourier_features,
     perturb,
     project_z,
     reduce_heads,
-    waves,
 )
 from bfmpipe.types import UserError
 
@@ -48,7 +48,7 @@ class Config(base.AgentConfig):
     hidden_dim: int = Field(1024, ge=2, multiple_of=2)
     trunk_layers: int = Field(1, ge=0)
     """Hidden layers after the two embeddings; "concatenated" has none."""
-    wave_obs: tuple[int, ...] = ()
+    fourier_obs: tuple[int, ...] = ()
     """Entries of the observation whose sines and cosines the networks read beside it, at 1, 2, 4,
     ... times its normalised value. Without them a wall thinner than a network's natural smoothness
     is invisible, and value leaks through it."""
@@ -80,7 +80,7 @@ class Model(base.Model, ABC):
     def __init__(self, config: Config, obs_dim: int, action_dim: int) -> None:
         super().__init__(config, obs_dim, action_dim)
         c = config
-        self._check_entries("wave_obs", c.wave_obs)
+        self._check_entries("fourier_obs", c.fourier_obs)
         self.forward_map = ConditionedMap(
             c.heads,
             obs_dim + self._wave_features(c.forward_octaves),
@@ -108,15 +108,16 @@ class Model(base.Model, ABC):
             )
 
     def _wave_features(self, octaves: int) -> int:
-        return 2 * octaves * len(self.config.wave_obs)
+        return 2 * octaves * len(self.config.fourier_obs)
 
     def encode(self, obs: Tensor, octaves: int, entries: tuple[int, ...] | None = None) -> Tensor:
-        """What a network reads of raw observations (..., obs_dim): these entries, and waves."""
+        """What a network reads of raw observations (..., obs_dim): these, and Fourier features."""
         obs = self.normalise(obs)
         read = obs if entries is None else _columns(obs, entries)
-        if not octaves or not self.config.wave_obs:
+        if not octaves or not self.config.fourier_obs:
             return read
-        return torch.cat([read, waves(_columns(obs, self.config.wave_obs), octaves)], dim=-1)
+        of = _columns(obs, self.config.fourier_obs)
+        return torch.cat([read, fourier_features(of, octaves)], dim=-1)
 
     def psi(self, obs: Tensor, action: Tensor, z: Tensor) -> Tensor:
         """Successor features (heads, n, d), counted a control step."""
@@ -149,7 +150,7 @@ class Agent(base.Agent, ABC):
     def __init__(self, config: Config, model: Model) -> None:
         super().__init__(config)
         self.model = model
-        self.target_forward_map = self.follow(model.forward_map)
+        self.target_forward_map = self.target_copy(model.forward_map)
         self.targets = {"target_forward_map": ("model.forward_map", config.target_tau)}
 
     @property
@@ -163,7 +164,7 @@ class Agent(base.Agent, ABC):
         """Of one transition."""
         return self.config.discount**self.config.stride
 
-    def draw(self, batch: Batch, generator: torch.Generator, due: Collection[str]) -> Draws:
+    def draw(self, batch: Batch, generator: torch.Generator, due: Collection[str]) -> Tensors:
         """Latents, which of them are goals, whose, and the noise on actions."""
         n, c = len(batch.obs), self.config
         device = batch.obs.device
@@ -176,11 +177,11 @@ class Agent(base.Agent, ABC):
             draws[name] = clipped_noise(batch.action, c.noise_std, c.noise_clip, generator)
         return draws
 
-    def latents(self, goals: Tensor, draws: Draws) -> Tensor:
+    def latents(self, goals: Tensor, draws: Tensors) -> Tensor:
         """Latents for a batch (n, d): some of them shuffled goals (n, d), the others uniform."""
         return torch.where(draws["is_goal"], goals[draws["goal"]], draws["z"])
 
-    def next_action(self, batch: Batch, z: Tensor, draws: Draws) -> Tensor:
+    def next_action(self, batch: Batch, z: Tensor, draws: Tensors) -> Tensor:
         """The noisy actor's actions in the next states."""
         return perturb(self.model.actor(batch.next_obs, z), draws["next_noise"])
 
@@ -188,7 +189,7 @@ class Agent(base.Agent, ABC):
         """psi'(s', a', z), (heads, n, d), in transitions."""
         return self.target_forward_map(self.model.psi_obs(batch.next_obs), z, action)
 
-    def actor_loss(self, batch: Batch, draws: Draws, shared: Draws) -> Loss:
+    def actor_loss(self, batch: Batch, draws: Tensors, shared: Tensors) -> Loss:
         """The module's actor loss at the latents of this update, shared["z"]."""
         model, z = self.model, shared["z"]
         action = perturb(model.actor(batch.obs, z), draws["actor_noise"])
@@ -213,7 +214,7 @@ SMALL_MAZE: Mapping[str, Any] = {
     "discount": 0.99,
     "stride": 10,
     "hidden_dim": 128,
-    "wave_obs": (0, 1),  # the walls are thin
+    "fourier_obs": (0, 1),  # the walls are thin
     "forward_octaves": 2,
 }
 """The same of those for the point-mass maze."""
@@ -320,13 +321,13 @@ class FeatureAgent(Agent, ABC):
         """psi's turn."""
         return Phase("successor", ("model.forward_map",), self.config.learning_rate)
 
-    def forward(self, phase: str, batch: Batch, draws: Draws, shared: Draws) -> Loss:
+    def forward(self, phase: str, batch: Batch, draws: Tensors, shared: Tensors) -> Loss:
         """The successor features' loss, or the actor's."""
         if phase == "actor":
             return self.actor_loss(batch, draws, shared)
         return self.successor_loss(batch, draws)
 
-    def running_mean(self, features: Tensor) -> Draws:
+    def running_mean(self, features: Tensor) -> Tensors:
         """The buffers of the features' mean after this batch (n, d).
 
         It moves to the batch's by max(mean_momentum, 1 / number of batches): at first it is exact.
@@ -340,7 +341,7 @@ class FeatureAgent(Agent, ABC):
         """What z weighs in the reward of a transition: here phi of the next state, (n, d)."""
         return phi
 
-    def successor_loss(self, batch: Batch, draws: Draws) -> Loss:
+    def successor_loss(self, batch: Batch, draws: Tensors) -> Loss:
         """The temporal difference of the module's docstring; leaves the latents to the actor.
 
         The loss grows with psi; successor_error, its ratio to the loss of psi = 0, does not.

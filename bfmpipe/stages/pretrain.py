@@ -7,11 +7,10 @@ generators, and the episodes start where neither the reported evaluation nor any
 whoever chooses by it chooses by no result.
 """
 
-import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,16 +18,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from bfmpipe import plugins
-from bfmpipe.adaptation.base import Problem, act_by_latent
 from bfmpipe.adaptation.protocol import Evaluation
-from bfmpipe.agents import Agent, Model, practising, save_model
+from bfmpipe.agents import Agent, practising, save_model
 from bfmpipe.agents.event_files import EventFiles
 from bfmpipe.agents.event_files import check as check_tensorboard
 from bfmpipe.agents.learner import Learner, check_device
-from bfmpipe.agents.losses import covariance
 from bfmpipe.agents.trainer import Data, Source, Trainer, TrainerConfig
 from bfmpipe.config import Config, parse
 from bfmpipe.data import checkpoints, transitions
@@ -36,11 +32,9 @@ from bfmpipe.data.tables import Provenance, open_table, write_table
 from bfmpipe.envs import Domain, make_domain
 from bfmpipe.envs.batched import threads
 from bfmpipe.envs.domain import Task
+from bfmpipe.evaluator import Evaluator, frozen_copy
 from bfmpipe.files import file_digest
-from bfmpipe.inference import reward
-from bfmpipe.inference.reward import Inference, Latent
-from bfmpipe.inference.spectrum import effective_rank
-from bfmpipe.metrics.correlation import rank_correlation
+from bfmpipe.inference.reward import Inference
 from bfmpipe.practice import Practice
 from bfmpipe.progress import progress
 from bfmpipe.stages.sections import Families, Plugin, provenance
@@ -59,8 +53,6 @@ EVALUATION_KINDS = {
     "episodes": pa.int32(),
 }
 """Columns of the table of evaluations."""
-_TRAINING = 0x7EA1  # sets these random numbers apart from everybody else's
-_SPECTRUM_STATES = 10_000
 
 
 class Pretrain(Config):
@@ -109,8 +101,7 @@ def pretrain(
             )
     if cfg.tensorboard:
         check_tensorboard()
-    device = cfg.trainer.device
-    check_device(device, "pretrain.device")
+    check_device(cfg.trainer.device, "pretrain.device")
     data = transitions.read(dataset)
     domain = make_domain(cfg.domain.name, cfg.domain.settings)
     transitions.check_domain(data, domain)
@@ -126,51 +117,26 @@ def pretrain(
     agents, generators = [], []
     for seed in cfg.seeds:
         torch.manual_seed(seed)  # of the initial weights
-        generators.append(torch.Generator(device).manual_seed(seed))
+        generators.append(torch.Generator(cfg.trainer.device).manual_seed(seed))
         agents.append(module.Agent(config, domain.obs_dim, domain.action_dim))
     explorer = _explorer(dataset)
     source = _source(cfg, domain, agents, data, index, explorer)
-
     # event files change no byte of what has a provenance
     silent = cfg.model_copy(update={"tensorboard": False})
     used = {"agents": cfg.agent.name, "envs": cfg.domain.name}
     origin = provenance("losses", "pretrain", silent, **used)
-    trainer_settings = {**origin.settings["trainer"]}
-    del trainer_settings["checkpoint_every"]  # of which nothing else depends
-    identity = {
-        "settings": {**origin.settings, "trainer": trainer_settings},
-        "code": origin.code,
-        "versions": origin.versions,
-        "dataset": file_digest(dataset),
-        "threads": threads(),  # sums in another order are other bytes
-    }
+    identity = _identity(origin, dataset)
     trainer = Trainer(
         learner=Learner(agents, generators, cfg.trainer),
         data=source,
         config=cfg.trainer,
         identity=identity,
     )
-    if isinstance(source, Practice):
-        (seed,), (agent,) = cfg.seeds, agents
-
-        def practised(update: int) -> list[dict[str, Any]]:
-            watch = Watch.of(cfg, seed, domain, tasks, source.experience(), 1)
-            return [{"seed": seed, "update": update, **watch(agent.model)}]
-
-        trainer.evaluate = practised
-    else:
-        watched = [Watch.of(cfg, seed, domain, tasks, data, config.stride) for seed in cfg.seeds]
-        for watch, agent in zip(watched, agents, strict=True):
-            if tasks:
-                watch.infer(still(agent.model))  # better now than at the end, if a task cannot be
-        trainer.evaluate = lambda update: [
-            {"seed": seed, "update": update, **watch(agent.model)}
-            for seed, watch, agent in zip(cfg.seeds, watched, agents, strict=True)
-        ]
+    trainer.evaluate = _evaluation(cfg, agents, domain, tasks, data, source)
     checkpoint = model[0].parent / f".{model[0].name}.checkpoint.safetensors"
     _run(cfg, trainer, checkpoint, model)
 
-    common = {
+    card = {
         "agent": cfg.agent.name,
         "paper": (module.__doc__ or cfg.agent.name).splitlines()[0].rstrip(".:"),
         "domain": domain.name,
@@ -183,36 +149,97 @@ def pretrain(
         "versions": dict(origin.versions),
     }
     if isinstance(source, Practice):
-        common["practised"] = source.practised
+        card["practised"] = source.practised
         as_data = replace(origin, kind=transitions.KIND)
         transitions.write(experience[0], source.experience(), as_data)
-    for i, (seed, agent) in enumerate(zip(cfg.seeds, agents, strict=True)):
-        settings, card = {**origin.settings, "seeds": [seed]}, {**common, "seed": seed}
-        if len(cfg.seeds) > 1:
-            settings["seeds_together"] = card["seeds_together"] = list(cfg.seeds)
-        of_seed = replace(origin, settings=settings)
-        looks = [look for look in trainer.evaluations if look["seed"] == seed]
-        _write_losses(losses[i], trainer, i, of_seed)
-        _write_evaluations(evaluations[i], looks, of_seed)
-        _write_spectrum(spectrum[i], looks, of_seed)
-        last = looks[-1]
-        card["diverged_at"] = trainer.diverged_at(i)
-        card["effective_rank"] = last["effective_rank"]
-        names = ("family", "task", "mean", "standard_error", "episodes")
-        if tasks:
-            card["zero_shot"] = [{name: row[name] for name in names} for row in last["tasks"]]
-        save_model(model[i], agent.model, card)
-        if card["diverged_at"] is not None:
-            print(
-                f"warning: {model[i]}: {agent.watched_loss} turned at update "
-                f"{card['diverged_at']} while q kept climbing, which is how such models diverge; "
-                "look at the training curves, and lower the learning rates, target_tau or updates",
-                file=sys.stderr,
-            )
-        means = [row["mean"] for row in last["tasks"]]
-        scored = f", zero-shot return {np.mean(means):.1f}" if means else ""
-        print(f"{model[i]}: {cfg.agent.name} after {cfg.trainer.updates:,} updates{scored}")
+    for i, paths in enumerate(zip(*files.values(), strict=True)):
+        _write_seed(cfg, i, trainer, agents[i], card, origin, *paths)
     checkpoints.remove(checkpoint)
+
+
+def _identity(origin: Provenance, dataset: Path) -> dict[str, Any]:
+    """What a checkpoint must agree in to be gone on from."""
+    trainer = {**origin.settings["trainer"]}
+    del trainer["checkpoint_every"]  # of which nothing else depends
+    return {
+        "settings": {**origin.settings, "trainer": trainer},
+        "code": origin.code,
+        "versions": origin.versions,
+        "dataset": file_digest(dataset),
+        "threads": threads(),  # sums in another order are other bytes
+    }
+
+
+def _evaluation(
+    cfg: Pretrain,
+    agents: Sequence[Agent],
+    domain: Domain,
+    tasks: list[Task],
+    data: transitions.Transitions,
+    source: Source,
+) -> Callable[[int], list[dict[str, Any]]]:
+    """What evaluates all agents after an update, a row each."""
+
+    def of(seed: int, data: transitions.Transitions, stride: int) -> Evaluator:
+        return Evaluator.of(domain, tasks, data, stride, seed, cfg.inference, cfg.evaluation)
+
+    if isinstance(source, Practice):
+        (seed,), (agent,) = cfg.seeds, agents
+
+        def practised(update: int) -> list[dict[str, Any]]:
+            evaluator = of(seed, source.experience(), 1)
+            return [{"seed": seed, "update": update, **evaluator(agent.model)}]
+
+        return practised
+    evaluators = [of(seed, data, agents[0].config.stride) for seed in cfg.seeds]
+    for evaluator, agent in zip(evaluators, agents, strict=True):
+        if tasks:
+            evaluator.infer(frozen_copy(agent.model))  # fails now rather than at the end
+    return lambda update: [
+        {"seed": seed, "update": update, **evaluator(agent.model)}
+        for seed, evaluator, agent in zip(cfg.seeds, evaluators, agents, strict=True)
+    ]
+
+
+def _write_seed(
+    cfg: Pretrain,
+    i: int,
+    trainer: Trainer,
+    agent: Agent,
+    card: Mapping[str, Any],
+    origin: Provenance,
+    model: Path,
+    losses: Path,
+    evaluations: Path,
+    spectrum: Path,
+) -> None:
+    """The tables and the model of the seed at place i, with `card`, what all seeds share of it."""
+    seed = cfg.seeds[i]
+    settings, card = {**origin.settings, "seeds": [seed]}, {**card, "seed": seed}
+    if len(cfg.seeds) > 1:
+        settings["seeds_together"] = card["seeds_together"] = list(cfg.seeds)
+    origin = replace(origin, settings=settings)
+    evaluated = [row for row in trainer.evaluations if row["seed"] == seed]
+    _write_losses(losses, trainer, i, origin)
+    _write_evaluations(evaluations, evaluated, origin)
+    _write_spectrum(spectrum, evaluated, origin)
+    last = evaluated[-1]
+    card["diverged_at"] = trainer.diverged_at(i)
+    card["effective_rank"] = last["effective_rank"]
+    names = ("family", "task", "mean", "standard_error", "episodes")
+    if last["tasks"]:
+        card["zero_shot"] = [{name: row[name] for name in names} for row in last["tasks"]]
+    save_model(model, agent.model, card)
+    if card["diverged_at"] is not None:
+        print(
+            f"warning: {model}: {agent.watched_loss} turned at update {card['diverged_at']} while "
+            "q kept climbing, which is how such models diverge; look at the training curves, and "
+            "lower the learning rates, target_tau or updates",
+            file=sys.stderr,
+        )
+    means = [row["mean"] for row in last["tasks"]]
+    scored = f", zero-shot return {np.mean(means):.1f}" if means else ""
+    print(f"{model}: {cfg.agent.name} after {cfg.trainer.updates:,} updates{scored}")
 
 
 def _source(
@@ -272,16 +299,16 @@ def _run(cfg: Pretrain, trainer: Trainer, checkpoint: Path, models: list[Path]) 
         def report(made: int) -> None:
             bar.update(made)
             for seed, losses, files in zip(cfg.seeds, trainer.losses, events, strict=False):
-                looks = [look for look in trainer.evaluations if look["seed"] == seed]
-                files.write(losses, list(map(_scalars, looks)))
+                evaluated = [row for row in trainer.evaluations if row["seed"] == seed]
+                files.write(losses, list(map(_scalars, evaluated)))
 
         trainer.run(checkpoint, report)
         report(0)
 
 
-def _scalars(look: dict[str, Any]) -> dict[str, float]:
-    found = {"update": look["update"], "effective_rank": look["effective_rank"]}
-    for row in look["tasks"]:
+def _scalars(evaluated: dict[str, Any]) -> dict[str, float]:
+    found = {name: evaluated[name] for name in ("update", "effective_rank")}
+    for row in evaluated["tasks"]:
         for name in ("mean", "q_predicted", "q_monte_carlo"):
             found[f"{name}/{row['family']}/{row['task']}"] = row[name]
     return found
@@ -295,130 +322,6 @@ def _explorer(dataset: Path) -> str | None:
     return explorer.get("name") if isinstance(explorer, dict) else None
 
 
-@dataclass(frozen=True)
-class Watch:
-    """Evaluates a model as it stands, and leaves it so; see the module.
-
-    obs (n, obs_dim) and reward (T, n): the sample that tasks are inferred from, that of the stage
-    infer; states (m, obs_dim): of the data, for the spectrum; starts: (episodes, physics_dim).
-    """
-
-    domain: Domain
-    tasks: list[Task]
-    inference: Inference
-    obs: Tensor
-    reward: Tensor
-    states: Tensor
-    starts: Array
-
-    @classmethod
-    def of(
-        cls,
-        cfg: Pretrain,
-        seed: int,
-        domain: Domain,
-        tasks: list[Task],
-        data: transitions.Transitions,
-        stride: int,
-    ) -> "Watch":
-        """Draw the samples, of the rows that a transition of `stride` steps leads to."""
-        reached = data.index_of(stride) + stride
-
-        def sample(n: int, rng: np.random.Generator) -> Array:
-            return np.sort(rng.choice(reached, min(n, len(reached)), replace=False))
-
-        rows = sample(cfg.inference.samples, np.random.default_rng(seed))
-        rng = np.random.default_rng([cfg.evaluation.seed, _TRAINING])
-        starts = domain.start_states(cfg.evaluation.episodes, rng)
-        physics, action = data.physics[rows], data.action[rows - 1]
-        rewards = np.empty((len(tasks), len(rows)))
-        for i, task in enumerate(tasks):
-            rewards[i] = domain.relabel(task, physics, action)
-        return cls(
-            domain,
-            tasks,
-            cfg.inference,
-            torch.from_numpy(data.obs[rows]),
-            torch.from_numpy(rewards),
-            torch.from_numpy(data.obs[sample(_SPECTRUM_STATES, np.random.default_rng(_TRAINING))]),
-            starts,
-        )
-
-    @torch.no_grad()
-    def infer(self, model: Model) -> Latent:
-        """w and z of every task, (T, d)."""
-        found = []
-        for task, rewards in zip(self.tasks, self.reward, strict=True):
-            try:
-                found.append(reward.infer(model, self.obs, rewards, self.inference))
-            except UserError as error:
-                raise UserError(f"task {task}: {error}") from error
-        return Latent(*(torch.stack(column) for column in zip(*found, strict=True)))
-
-    @torch.no_grad()
-    def __call__(self, live: Model) -> dict[str, Any]:
-        """What a checkpoint can hold: `tasks`, a row each, `eigenvalues` and `effective_rank`."""
-        model = still(live)
-        eigenvalues = spectrum_of(model.phi(self.states))
-        return {
-            "tasks": self.score(model) if self.tasks else [],
-            "eigenvalues": eigenvalues.tolist(),
-            "effective_rank": effective_rank(eigenvalues),
-        }
-
-    def score(self, model: Model) -> list[dict[str, Any]]:
-        """Returns and values of every task, as the table of evaluations has them."""
-        w, z = self.infer(model)
-        nowhere = np.empty((0, self.domain.physics_dim))
-        problem = Problem(self.domain, model, self.tasks, w, z, 0, nowhere, threads())
-        rewards, values = _play(problem, self.starts)
-        episode_steps, _, episodes = rewards.shape
-        returns = rewards.sum(0)
-        discounted = np.tensordot(model.discount ** np.arange(episode_steps), rewards, 1)
-        shift = reward.left_out(model, self.obs, self.reward, w, self.inference)
-        values += shift.numpy()[:, None] / (1 - model.discount)
-        return [
-            {
-                "family": task.family,
-                "task": task.name,
-                "mean": returns[i].mean().item(),
-                "standard_error": (returns[i].std(ddof=1) / np.sqrt(episodes)).item(),
-                "q_predicted": values[i].mean().item(),
-                "q_monte_carlo": discounted[i].mean().item(),
-                "q_correlation": rank_correlation(values[i], discounted[i]),
-                "episodes": episodes,
-            }
-            for i, task in enumerate(self.tasks)
-        ]
-
-
-def still(model: Model) -> Model:
-    """A frozen copy in the processor's memory."""
-    return copy.deepcopy(model).cpu().requires_grad_(False).eval()
-
-
-def _play(problem: Problem, starts: Array) -> tuple[Array, Array]:
-    """Rewards (episode_steps, T, episodes) of playing z, and q (T, episodes) at the starts."""
-    model, z, tasks, episodes = problem.model, problem.z, len(problem.tasks), len(starts)
-    env = problem.env(episodes)
-    obs = env.reset(np.tile(starts, (tasks, 1)))
-    rewards = np.empty((problem.domain.config.episode_steps, tasks, episodes))
-    for step in range(len(rewards)):
-        x = torch.from_numpy(obs)
-        action = act_by_latent(model, x.unflatten(0, (tasks, episodes)), z).flatten(0, 1)
-        if step == 0:
-            rows = (v.repeat_interleave(episodes, 0) for v in (z, problem.w))
-            values = model.q(x, action, *rows).double().view(tasks, episodes).numpy()
-        obs = env.step(action.numpy())
-        rewards[step] = problem.reward(env, action.numpy())
-    return rewards, values
-
-
-def spectrum_of(phi: Tensor) -> Tensor:
-    """Eigenvalues (d,) of E[phi phi^T], not centred, falling; phi is (n, d)."""
-    return torch.linalg.eigvalsh(covariance(phi.double())).flip(0).clamp_min(0)
-
-
 def _write_losses(path: Path, trainer: Trainer, i: int, origin: Provenance) -> None:
     # in an order of its own: a resumed training has its rows from JSON, whose keys are sorted
     rows = trainer.losses[i]
@@ -429,22 +332,22 @@ def _write_losses(path: Path, trainer: Trainer, i: int, origin: Provenance) -> N
     _write(path, "losses", kinds, columns, origin)
 
 
-def _write_evaluations(path: Path, looks: list[dict[str, Any]], origin: Provenance) -> None:
+def _write_evaluations(path: Path, evaluated: list[dict[str, Any]], origin: Provenance) -> None:
     """One row an evaluation and task."""
-    rows = [{"update": look["update"], **row} for look in looks for row in look["tasks"]]
+    rows = [{"update": one["update"], **row} for one in evaluated for row in one["tasks"]]
     columns = {name: [row[name] for row in rows] for name in EVALUATION_KINDS}
     _write(path, "evaluations", EVALUATION_KINDS, columns, origin)
 
 
-def _write_spectrum(path: Path, looks: list[dict[str, Any]], origin: Provenance) -> None:
+def _write_spectrum(path: Path, evaluated: list[dict[str, Any]], origin: Provenance) -> None:
     """One row an evaluation."""
-    d = len(looks[0]["eigenvalues"])
+    d = len(evaluated[0]["eigenvalues"])
     kinds = {
         "update": pa.int64(),
         "eigenvalues": pa.list_(pa.float64(), d),
         "effective_rank": pa.float64(),
     }
-    columns = {name: [look[name] for look in looks] for name in kinds}
+    columns = {name: [one[name] for one in evaluated] for name in kinds}
     _write(path, "spectrum", kinds, columns, origin)
 
 

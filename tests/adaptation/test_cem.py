@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bfmpipe.adaptation.cem import CrossEntropy
-from bfmpipe.adaptation.draws import Draws
+from bfmpipe.adaptation.draws import Generators
 from bfmpipe.networks import project_z
 from bfmpipe.types import UserError
 from tests.adaptation import toy
@@ -36,7 +36,7 @@ def test_deviations_stop_at_the_minimum():
 def test_equal_scores_move_nothing_and_only_their_own_task():
     mean = project_z(torch.randn(2, 5, generator=torch.Generator().manual_seed(0)))
     search = CrossEntropy(mean, sigma=0.2, elites=2, smoothing=0.5, minimum_sigma=0.05)
-    points = search.ask(8, Draws([1]))
+    points = search.ask(8, Generators([1]))
     scores = torch.stack([torch.ones(8), torch.arange(8.0)])
     search.tell(points, scores)
     assert torch.equal(search.mean[0], mean[0])
@@ -47,7 +47,7 @@ def test_equal_scores_move_nothing_and_only_their_own_task():
 def test_points_lie_on_the_sphere_around_the_mean():
     mean = project_z(torch.ones(1, 50, dtype=torch.float64))
     search = CrossEntropy(mean, sigma=0.2, elites=2, smoothing=0.5, minimum_sigma=0.0)
-    points = search.ask(20_000, Draws([0]))
+    points = search.ask(20_000, Generators([0]))
     torch.testing.assert_close(points.norm(dim=-1), torch.full((1, 20_000), 50**0.5).double())
     # projection keeps the direction: the noise across the mean stays, .2 / |z + noise| * sqrt(d)
     expected = 0.2 / (1 + 0.2**2) ** 0.5
@@ -67,7 +67,7 @@ def test_a_quadratic_on_the_sphere_is_maximised():
     rewards, best = quadratics(8, 1.0, 3)
     start = project_z(torch.randn(3, 8, generator=torch.Generator().manual_seed(0)))
     search = CrossEntropy(start, sigma=1.0, elites=16, smoothing=0.5, minimum_sigma=0.05)
-    draws = Draws([0])
+    draws = Generators([0])
     for _ in range(250):
         z = search.ask(64, draws)
         scores = [reward(p.numpy() / 8**0.5) for reward, p in zip(rewards, z, strict=True)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bfmpipe.adaptation.cma_es import CMA
-from bfmpipe.adaptation.draws import Draws
+from bfmpipe.adaptation.draws import Generators
 from bfmpipe.networks import project_z
 from tests.adaptation import toy
 
@@ -32,7 +32,7 @@ def rotation(d, seed=0):
 
 def evaluations(f, d, *, start, target=1e-9, runs=5, most=20_000, **settings):
     """Evaluations that each of `runs` searches takes until its best point is below the target."""
-    draws = Draws([0])
+    draws = Generators([0])
     population = 4 + int(3 * math.log(d))
     search = CMA(torch.full((runs, d), start), 0.5, population, **settings)
     taken = torch.full((runs,), math.inf)
@@ -113,7 +113,7 @@ def by_the_book(mean, sigma, points_of, f, generations):
 
 @pytest.mark.parametrize("start", [1.0, 100.0])  # from afar p_sigma grows, and h is 0 at times
 def test_the_search_is_the_tutorials(start):
-    d, draws = 5, Draws([0])
+    d, draws = 5, Generators([0])
     search = CMA(torch.full((2, d), start), 0.5, 8)
     asked = []
     for _ in range(25):
@@ -159,7 +159,7 @@ def test_a_rotation_of_the_problem_changes_nothing():
 def test_only_the_order_of_the_scores_counts():
     searches = [CMA(torch.ones(2, 6), 0.3, 9) for _ in range(2)]
     for search, change in zip(searches, (lambda v: -v, lambda v: -(v**3) - 7), strict=True):
-        draws = Draws([0])
+        draws = Generators([0])
         for _ in range(20):
             x = search.ask(draws)
             search.tell(x, change(sphere(x)))
@@ -172,7 +172,7 @@ def test_scaling_mean_and_sigma_together_changes_no_direction():
     found = []
     for rescaled in (False, True):
         search = CMA(torch.ones(2, 6), 0.3, 9)
-        draws = Draws([0])
+        draws = Generators([0])
         for _ in range(30):
             x = search.ask(draws)
             search.tell(x, -(project_z(x) - goal).square().sum(-1))
@@ -185,7 +185,7 @@ def test_scaling_mean_and_sigma_together_changes_no_direction():
 
 def test_equal_scores_move_nothing_and_only_their_own_task():
     search = CMA(torch.ones(2, 5), 0.2, 8)
-    x = search.ask(Draws([0]))
+    x = search.ask(Generators([0]))
     search.tell(x, torch.stack([torch.ones(8), torch.arange(8.0)]))
     still = (search.mean[0] == 1).all() and (search.C[0] == torch.eye(5)).all()
     assert still
@@ -196,7 +196,7 @@ def test_equal_scores_move_nothing_and_only_their_own_task():
 def test_tasks_do_not_feel_each_other():
     searches = [CMA(torch.ones(2, 5), 0.2, 8) for _ in range(2)]
     for search, scale in zip(searches, (1.0, -1.0), strict=True):
-        draws = Draws([0])
+        draws = Generators([0])
         for _ in range(10):
             x = search.ask(draws)
             search.tell(x, -sphere(x) * torch.tensor([[1.0], [scale]]))
@@ -209,7 +209,7 @@ def test_a_hundred_dimensions():
     reward, best = toy.rotated_quadratic(100, 10.0, seed=0)
     start = project_z(torch.randn(1, 100, generator=torch.Generator().manual_seed(0)))
     search = CMA(start, 0.3, 30)
-    draws = Draws([0])
+    draws = Generators([0])
     for _ in range(400):
         x = search.ask(draws)
         z = project_z(x)

@@ -14,7 +14,7 @@ from bfmpipe.adaptation.critics import (
     ResidualConfig,
     ResidualCritic,
 )
-from bfmpipe.adaptation.draws import Draws
+from bfmpipe.adaptation.draws import Generators
 from bfmpipe.adaptation.off_policy import Batch, UpdateConfig
 from bfmpipe.adaptation.safe import calibrate
 from bfmpipe.networks import project_z
@@ -35,10 +35,10 @@ def make_batch(seed=0):
 
 def critics(problem):
     return {
-        "residual": ResidualCritic(problem, ResidualConfig(learning_rate=1e-2), Draws([0])),
+        "residual": ResidualCritic(problem, ResidualConfig(learning_rate=1e-2), Generators([0])),
         "fine-tuned": FinetunedCritic(problem, 1e-2),
         "fresh": FreshCritic(
-            problem, FreshConfig(critic_hidden_dim=32, critic_learning_rate=1e-2), Draws([0])
+            problem, FreshConfig(critic_hidden_dim=32, critic_learning_rate=1e-2), Generators([0])
         ),
     }
 
@@ -69,7 +69,7 @@ def test_learning_fits_the_target_and_moves_no_target_network(kind):
     off = (critic.q(b.obs, b.action, z) - y[:, None]).abs()
     assert off.mean() < 0.2 * y.std()
     assert torch.equal(critic.target_q(b.obs, b.action, z), before)
-    critic.follow(1.0)
+    critic.update_targets(1.0)
     torch.testing.assert_close(
         critic.target_q(b.obs, b.action, z), critic.q(b.obs, b.action, z), rtol=1e-4, atol=1e-4
     )
@@ -78,7 +78,7 @@ def test_learning_fits_the_target_and_moves_no_target_network(kind):
 @pytest.mark.parametrize("kind", ["residual", "fresh"])
 def test_with_waves_a_critic_sees_what_is_narrow(kind):
     """A value in a hundredth of the square: what share of its variance is left at new points."""
-    problem = make_problem(model=small_model(wave_obs=(0, 1)))
+    problem = make_problem(model=small_model(fourier_obs=(0, 1)))
     z, n = problem.z, 512
     generator = torch.Generator().manual_seed(0)
 
@@ -87,7 +87,7 @@ def test_with_waves_a_critic_sees_what_is_narrow(kind):
         action = torch.zeros(T, n, 2)
         value = 10 * ((obs[..., :2] - 0.3).abs().amax(-1) < 0.2).float()
         if kind == "residual":  # beside what is frozen
-            value += ResidualCritic(problem, ResidualConfig(), Draws([0])).base(obs, action, z)
+            value += ResidualCritic(problem, ResidualConfig(), Generators([0])).base(obs, action, z)
         return obs, action, z, value
 
     left = {}
@@ -104,13 +104,13 @@ def test_with_waves_a_critic_sees_what_is_narrow(kind):
 def make_critic(kind, problem, octaves):
     if kind == "residual":
         config = ResidualConfig(learning_rate=1e-3, critic_octaves=octaves)
-        return ResidualCritic(problem, config, Draws([0]))
+        return ResidualCritic(problem, config, Generators([0]))
     config = FreshConfig(critic_hidden_dim=64, critic_learning_rate=1e-3, critic_octaves=octaves)
-    return FreshCritic(problem, config, Draws([0]))
+    return FreshCritic(problem, config, Generators([0]))
 
 
 def test_by_default_a_critic_reads_what_psi_reads():
-    model = small_model(wave_obs=(0, 1), forward_octaves=3)
+    model = small_model(fourier_obs=(0, 1), forward_octaves=3)
     critic = make_critic("residual", make_problem(model=model), None)
     obs, action = torch.rand(T, N, 4), torch.rand(T, N, 2)
     found = critic.read(obs, action, critic.problem.z)
@@ -140,7 +140,7 @@ def test_the_critics_of_a_task_do_not_feel_the_other(kind):
 def test_the_two_critics_differ():
     problem = make_problem()
     b = make_batch()
-    q = FreshCritic(problem, FreshConfig(), Draws([0])).q(b.obs, b.action, problem.z)
+    q = FreshCritic(problem, FreshConfig(), Generators([0])).q(b.obs, b.action, problem.z)
     assert q.shape == (T, 2, N)
     assert not torch.allclose(q[:, 0], q[:, 1])
 
@@ -179,7 +179,7 @@ def learner(problem, mover, *, critic=None, bc_coef=0.0, **settings):
     config = UpdateConfig(**settings)
     critic = critic or critics(problem)["residual"]
     schedule = Schedule(1, 0, 1)
-    return ActorCritic(problem, config, critic, mover, schedule, Draws([0]), bc_coef=bc_coef)
+    return ActorCritic(problem, config, critic, mover, schedule, Generators([0]), bc_coef=bc_coef)
 
 
 def test_targets_by_the_formula():
@@ -323,7 +323,7 @@ def test_with_the_initial_latent_in_the_base_z_moves_by_its_actions_alone():
     problem = make_problem()
     obs, action = make_batch().obs, make_batch().action
     elsewhere = problem.z.roll(1, dims=-1)
-    critic = ResidualCritic(problem, ResidualConfig(base_latent="initial"), Draws([0]))
+    critic = ResidualCritic(problem, ResidualConfig(base_latent="initial"), Generators([0]))
     here = critic.q(obs, action, problem.z)
     assert torch.equal(critic.q(obs, action, elsewhere), here)
     assert torch.equal(critic.target_q(obs, action, elsewhere), here)

@@ -10,7 +10,7 @@ import bfmpipe
 from bfmpipe import plugins
 from bfmpipe.adaptation.base import Problem
 from bfmpipe.adaptation.checkpoint import Checkpoint
-from bfmpipe.adaptation.draws import Draws
+from bfmpipe.adaptation.draws import Generators
 from bfmpipe.adaptation.protocol import Evaluation
 from bfmpipe.kernels.extension import cuda_problem
 from bfmpipe.networks import Tanh
@@ -119,9 +119,9 @@ def test_random_numbers_are_those_of_the_cpu():
         yield draws.noise(torch.zeros(4, 2, device=draws.device), 0.2, 0.3)
         yield from draws.network(4, lambda n: torch.nn.Linear(3, n)).parameters()
 
-    expected = list(drawn(Draws([1, 2])))
+    expected = list(drawn(Generators([1, 2])))
     with pretended() as device:
-        for one, other in zip(drawn(Draws([1, 2], device)), expected, strict=True):
+        for one, other in zip(drawn(Generators([1, 2], device)), expected, strict=True):
             assert one.device == device
             assert torch.equal(one.cpu(), other)
 

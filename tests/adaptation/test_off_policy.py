@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bfmpipe.adaptation.draws import Draws
+from bfmpipe.adaptation.draws import Generators
 from bfmpipe.adaptation.off_policy import Replay
 from bfmpipe.types import UserError
 
@@ -23,7 +23,7 @@ def test_a_sample_is_rows_that_belong_together():
         count = torch.arange(first, first + 3.0).expand(2, -1) + torch.tensor([[0.0], [100.0]])
         column = count[..., None]
         replay.add(column, column + 0.25, count + 0.5, column + 0.75)
-    obs, action, reward, next_obs = replay.sample(200, Draws([0]))
+    obs, action, reward, next_obs = replay.sample(200, Generators([0]))
     assert torch.equal(action, obs[..., :2] + 0.25)
     assert torch.equal(reward, obs[..., 0] + 0.5)
     assert torch.equal(next_obs, obs + 0.75)

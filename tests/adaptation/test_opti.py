@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from bfmpipe.adaptation.draws import Draws
+from bfmpipe.adaptation.draws import Generators
 from bfmpipe.adaptation.opti import Ridge, reward_features
 from bfmpipe.types import UserError
 from tests.adaptation import toy
 
 D = 5
 GENERATOR = torch.Generator().manual_seed(0)
-DRAWS = Draws([1])
+DRAWS = Generators([1])
 X = torch.randn(2, 30, D, generator=GENERATOR, dtype=torch.float64)
 TRUE = torch.randn(2, D, generator=GENERATOR, dtype=torch.float64)
 PRIOR = torch.randn(2, D, generator=GENERATOR, dtype=torch.float64)

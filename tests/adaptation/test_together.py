@@ -6,7 +6,7 @@ import torch
 
 from bfmpipe import plugins
 from bfmpipe.adaptation.base import Problem
-from bfmpipe.adaptation.draws import Draws
+from bfmpipe.adaptation.draws import Generators
 from bfmpipe.adaptation.protocol import adapt, start_states
 from bfmpipe.agents import fb
 from bfmpipe.agents.stack import Stack
@@ -60,7 +60,7 @@ def test_each_seed_is_what_it_is_alone(name):
 
 
 def test_a_stack_gives_every_row_what_its_own_model_gives():
-    models = [small_model(seed, wave_obs=(0, 1), forward_octaves=1) for seed in SEEDS]
+    models = [small_model(seed, fourier_obs=(0, 1), forward_octaves=1) for seed in SEEDS]
     models[1].obs_mean.fill_(0.3)
     stack = Stack(models)
     generator = torch.Generator().manual_seed(0)
@@ -92,7 +92,7 @@ def test_a_seed_short_says_so():
 
 
 def test_seeds_draw_what_they_draw_alone():
-    together, alone = Draws([4, 7]), (Draws([4]), Draws([7]))
+    together, alone = Generators([4, 7]), (Generators([4]), Generators([7]))
     for draw in (
         lambda d, n: d.normal(n, 3, dtype=torch.float64),
         lambda d, n: d.uniform(n, 2),

@@ -543,7 +543,7 @@ def test_what_stands_beside_a_preset_wins_in_its_sections_too():
 @pytest.mark.parametrize("name", sorted(SETTINGS.keys() - {"fb_cpr"}))
 def test_an_entry_that_an_observation_has_not_is_refused(name):
     entry = "backward_obs" if name == "fb" else "feature_obs"
-    for setting in ("wave_obs", entry):
+    for setting in ("fourier_obs", entry):
         with pytest.raises(UserError) as caught:
             make(name, **{setting: [0, 7]})
         assert str(caught.value) == (

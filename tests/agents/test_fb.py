@@ -141,7 +141,7 @@ SMALL = fb.Config(z_dim=4, hidden_dim=16, backward_hidden_dim=16, batch=8, heads
 @pytest.mark.parametrize("architecture", ["concatenated", "two_embeddings"])
 def test_model_shapes_and_sphere(architecture):
     config = SMALL.model_copy(
-        update={"architecture": architecture, "wave_obs": (0, 1), "forward_octaves": 2}
+        update={"architecture": architecture, "fourier_obs": (0, 1), "forward_octaves": 2}
     )
     model = fb.Model(config, 4, 2)
     obs, action = torch.randn(5, 4), torch.rand(5, 2)
@@ -256,7 +256,7 @@ def test_projection():
 
 @pytest.mark.parametrize("architecture", ["concatenated", "two_embeddings"])
 def test_values_are_those_of_psi(architecture):
-    settings = {"wave_obs": (0, 1), "forward_octaves": 2, "stride": 4, "trunk_layers": 2}
+    settings = {"fourier_obs": (0, 1), "forward_octaves": 2, "stride": 4, "trunk_layers": 2}
     config = fb.Config(z_dim=6, hidden_dim=16, architecture=architecture, **settings)
     model = fb.Model(config, obs_dim=4, action_dim=2).requires_grad_(False)
     obs, action, z, w = (torch.randn(5, n) for n in (4, 2, 6, 6))

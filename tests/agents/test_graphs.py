@@ -21,8 +21,8 @@ AGENTS = {
     "hilp": {},
     "laplacian": {},
     "random_features": {},
-    "hilp, waves": {
-        "wave_obs": (0, 1),
+    "hilp, fourier": {
+        "fourier_obs": (0, 1),
         "forward_octaves": 2,
         "actor_octaves": 1,
         "feature_obs": (0, 1),

@@ -233,8 +233,8 @@ def ring(scale=1.0):
     agent = psm.Agent(config, STATES, 1)
     agent.proto_map = TabularProto(scale * torch.stack(tables))
     agent.model.feature_map = TabularFeatures(features)
-    agent.target_proto_map = agent.follow(agent.proto_map)
-    agent.target_feature_map = agent.follow(agent.model.feature_map)
+    agent.target_proto_map = agent.target_copy(agent.proto_map)
+    agent.target_feature_map = agent.target_copy(agent.model.feature_map)
     rows = [
         (s, end, t, c, ends[end][s, t] / (2 * STATES * CODES))
         for s, end, t, c in itertools.product(range(STATES), (0, 1), range(STATES), range(CODES))

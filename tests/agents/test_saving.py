@@ -229,11 +229,11 @@ def test_a_config_that_is_a_directory_is_one_sentence(model_copy):
 
 def test_an_entry_that_an_observation_has_not_is_named_with_the_file(edit_card, tiny):
     settings = json.loads((tiny.model / "config.json").read_text())["config"]
-    directory = edit_card(config={**settings, "wave_obs": [9]})
+    directory = edit_card(config={**settings, "fourier_obs": [9]})
     path = directory / "config.json"
     said = one_sentence(lambda: load_model(directory), path)
     assert said == (
-        f"{path}: config: wave_obs is [9]; an observation has 4 entries, numbered 0 to 3"
+        f"{path}: config: fourier_obs is [9]; an observation has 4 entries, numbered 0 to 3"
     )
 
 

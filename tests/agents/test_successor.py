@@ -212,7 +212,7 @@ def test_a_momentum_of_zero_is_the_mean_of_all_batches():
 
 
 def test_features_read_the_entries_they_are_told_to_and_waves_of_others():
-    agent = make(feature_obs=(2,), wave_obs=(0,), feature_octaves=2)
+    agent = make(feature_obs=(2,), fourier_obs=(0,), feature_octaves=2)
     obs = a_batch().obs
     x = agent.model.feature_input(obs)
     angles = torch.stack([obs[:, 0], 2 * obs[:, 0]], dim=-1)

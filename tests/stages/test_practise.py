@@ -11,8 +11,9 @@ from bfmpipe.config import parse
 from bfmpipe.data import transitions
 from bfmpipe.data.tables import read_table
 from bfmpipe.envs import make_domain
+from bfmpipe.evaluator import Evaluator
 from bfmpipe.stages.infer import read_latents, read_model
-from bfmpipe.stages.pretrain import Pretrain, Watch
+from bfmpipe.stages.pretrain import Pretrain
 from bfmpipe.types import UserError
 
 TINY = {"model": "concatenated", "hidden_dim": 16}
@@ -124,10 +125,11 @@ def test_along_the_way_it_is_evaluated_as_at_the_end(tiny, practised):
     cfg = parse(Pretrain, settings, "pretrain")
     domain = make_domain(tiny.domain["name"], tiny.domain["settings"])
     data = transitions.read(practised / "experience.parquet")
-    watch = Watch.of(cfg, 0, domain, cfg.tasks.tasks(domain), data, 1)
+    tasks = cfg.tasks.tasks(domain)
+    evaluator = Evaluator.of(domain, tasks, data, 1, 0, cfg.inference, cfg.evaluation)
     model, _ = load_model(practised / "model")
     columns, _ = read_table(practised / "evaluations.parquet", "evaluations")
-    expected = watch(model)["tasks"]
+    expected = evaluator(model)["tasks"]
     assert columns["mean"].tolist() == [row["mean"] for row in expected]
     assert columns["q_predicted"].tolist() == [row["q_predicted"] for row in expected]
 

@@ -23,10 +23,11 @@ from bfmpipe.data import transitions
 from bfmpipe.data.checkpoints import set_aside
 from bfmpipe.data.tables import Provenance, read_table
 from bfmpipe.envs import make_domain
+from bfmpipe.evaluator import Evaluator, spectrum_of
 from bfmpipe.files import file_digest
 from bfmpipe.inference.reward import Inference, left_out
 from bfmpipe.metrics.correlation import rank_correlation
-from bfmpipe.stages.pretrain import Pretrain, Watch, spectrum_of
+from bfmpipe.stages.pretrain import Pretrain
 from bfmpipe.types import UserError
 
 MODEL = ("model/config.json", "model/model.safetensors")
@@ -359,14 +360,15 @@ def test_tasks_are_inferred_from_the_states_that_a_stride_leads_to(tiny, uneven)
     domain = make_domain(tiny.domain["name"], tiny.domain["settings"])
     cfg = parse(Pretrain, tiny.settings("pretrain", agent=strided("fb")), "pretrain")
     tasks = cfg.tasks.tasks(domain)
-    watch = Watch.of(cfg, 0, domain, tasks, data, STRIDE)
+    how = cfg.inference, cfg.evaluation
+    evaluator = Evaluator.of(domain, tasks, data, STRIDE, 0, *how)
     reached = [i for i in range(len(data.step)) if data.step[i] >= STRIDE]
-    np.testing.assert_array_equal(watch.obs, data.obs[reached])
-    np.testing.assert_array_equal(watch.states, data.obs[reached])
+    np.testing.assert_array_equal(evaluator.obs, data.obs[reached])
+    np.testing.assert_array_equal(evaluator.states, data.obs[reached])
     for i, task in enumerate(tasks):
         # a target's reward counts the action that led there
         expected = [domain.relabel(task, data.physics[[r]], data.action[[r - 1]]) for r in reached]
-        np.testing.assert_allclose(watch.reward[i], np.concatenate(expected))
+        np.testing.assert_allclose(evaluator.reward[i], np.concatenate(expected))
 
 
 def test_every_seed_draws_batches_of_its_own(tiny, tmp_path, monkeypatch):
