@@ -352,7 +352,8 @@ def adapt(
         pretrained: the model; it stays as it is.
         tasks: T tasks of its domain.
         latent: where to start: w and z, (T, d).
-        data: whose states rollouts may start from.
+        data: whose states rollouts may start from; some methods read what was observed there
+            too (`columns_of`).
         method: a module of bfmpipe.adaptation, e.g. "lola".
         episodes: the budget a task, in episodes.
         every: episodes between evaluations.

@@ -91,8 +91,9 @@ class AdaptSection(Config):
         Discriminator(lambda value: "each" if isinstance(value, dict) else "one"),
     ] = "cpu"
     """Of the networks and what they learn from; the simulator is on the CPU. The random numbers are
-    the same on both. A GPU pays at the papers' widths, above all for critics. One of all methods,
-    or a mapping from methods by their names here to theirs, with all others on the CPU."""
+    the same on both. A GPU pays at the papers' widths, above all for critics. One
+    device for all methods, or a mapping from names of methods in this experiment to devices; those
+    it does not name are on the CPU."""
 
 
 class Experiment(Config):

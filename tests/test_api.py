@@ -11,6 +11,7 @@ import torch
 
 import bfmpipe
 from bfmpipe import api
+from bfmpipe.adaptation import random_search
 from bfmpipe.adaptation.protocol import Evaluation, start_states
 from bfmpipe.agents import AgentConfig, Model
 from bfmpipe.envs.batched import BatchedEnv
@@ -449,6 +450,30 @@ def test_a_goal_by_least_squares_reads_the_states_that_training_reached(pusher, 
     ]
     assert torch.equal(some[0], some[1])
     assert not torch.equal(some[0], some[2])
+
+
+def test_what_was_observed_in_the_data_stands_beside_its_states(
+    pretrained, tasks, data, tiny, monkeypatch
+):
+    latent = bfmpipe.infer(pretrained, tasks, data)
+    given, init = [], random_search.Method.__init__
+
+    def made(self, config, problem, seeds):
+        given.append(problem)
+        init(self, config, problem, seeds)
+
+    monkeypatch.setattr(random_search.Method, "__init__", made)
+    how = {"method": "random-search", "episodes": 4, "every": 4, "settings": LOLA}
+    list(bfmpipe.adapt(pretrained, tasks, latent, data, **how))
+    (problem,) = given
+    domain = pretrained.domain
+    seen = problem.seen(np.arange(len(problem.visited))).numpy()
+    np.testing.assert_array_equal(seen, domain.observe(domain.split(problem.visited)))
+    assert api.columns_of("random-search") == ("obs", "physics")
+    assert api.columns_of("lola") == ("physics",)
+    states = bfmpipe.read_transitions(tiny.dataset, api.columns_of("lola"))
+    with pytest.raises(UserError, match="column 'obs' of the data set was not read; name it in"):
+        list(bfmpipe.adapt(pretrained, tasks, latent, states, **how))
 
 
 def test_adaptation_starts_from_a_goal_too(pretrained, tasks, data):

@@ -87,7 +87,7 @@ def diagnose(
         [unexplained((centred @ w[t])[:, None], rewards[t : t + 1].double()) for t in range(tasks)]
     )
     some = obs[: config.latents]
-    known = infer_goal(model, some, inference, obs).z
+    known = infer_goal(model, some, Inference(), obs).z  # as in training, whatever w_0 is from
     cosine = (
         torch.nn.functional.normalize(problem.z, dim=-1)
         @ torch.nn.functional.normalize(known, dim=-1).mT

@@ -223,7 +223,8 @@ def reward_features(problem: Problem, draws: Generators) -> Tensor:
 def left_out_constants(problem: Problem, draws: Generators) -> Tensor:
     """What w_0 leaves out of each task's reward, (T, 1), float64; see `inference.reward`.
 
-    Rewards of the data's states are those of reaching them by an action of zero.
+    w_0 is taken to be by the model's own inference. Rewards of the data's states are those of
+    reaching them by an action of zero.
     """
     found = []
     domain, count = problem.domain, len(problem.tasks) // len(problem.models)

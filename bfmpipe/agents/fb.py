@@ -81,7 +81,7 @@ class Model(successor.Model):
         self._check_entries("backward_obs", c.backward_obs or ())
         self.backward_map = BackwardMap(
             (obs_dim if c.backward_obs is None else len(c.backward_obs))
-            + self._wave_features(c.backward_octaves),
+            + self._fourier_features(c.backward_octaves),
             c.backward_hidden_dim,
             c.backward_hidden_layers,
             c.z_dim,

@@ -80,7 +80,7 @@ class Model(successor.Model):
         self._check_entries("feature_obs", c.feature_obs or ())
         self.feature_map = BackwardMap(
             (obs_dim if c.feature_obs is None else len(c.feature_obs))
-            + self._wave_features(c.feature_octaves),
+            + self._fourier_features(c.feature_octaves),
             c.feature_hidden_dim,
             c.feature_hidden_layers,
             c.z_dim,
@@ -91,7 +91,7 @@ class Model(successor.Model):
         c = self.config
         return ConditionedMap(
             c.heads,
-            self.obs_dim + self._wave_features(c.forward_octaves),
+            self.obs_dim + self._fourier_features(c.forward_octaves),
             c.code_bits,
             self.action_dim,
             c.hidden_dim,

@@ -83,7 +83,7 @@ class Model(base.Model, ABC):
         self._check_entries("fourier_obs", c.fourier_obs)
         self.forward_map = ConditionedMap(
             c.heads,
-            obs_dim + self._wave_features(c.forward_octaves),
+            obs_dim + self._fourier_features(c.forward_octaves),
             c.z_dim,
             action_dim,
             c.hidden_dim,
@@ -92,7 +92,7 @@ class Model(base.Model, ABC):
             trunk_layers=c.trunk_layers,
         )
         self.policy = Actor(
-            obs_dim + self._wave_features(c.actor_octaves),
+            obs_dim + self._fourier_features(c.actor_octaves),
             c.z_dim,
             c.hidden_dim,
             action_dim,
@@ -107,11 +107,11 @@ class Model(base.Model, ABC):
                 f"numbered 0 to {self.obs_dim - 1}"
             )
 
-    def _wave_features(self, octaves: int) -> int:
+    def _fourier_features(self, octaves: int) -> int:
         return 2 * octaves * len(self.config.fourier_obs)
 
     def encode(self, obs: Tensor, octaves: int, entries: tuple[int, ...] | None = None) -> Tensor:
-        """What a network reads of raw observations (..., obs_dim): these, and Fourier features."""
+        """A network's input of raw observations (..., obs_dim): entries, and Fourier features."""
         obs = self.normalise(obs)
         read = obs if entries is None else _columns(obs, entries)
         if not octaves or not self.config.fourier_obs:
@@ -281,7 +281,7 @@ class FeatureModel(Model, ABC):
         c = self.config
         read = self.obs_dim if c.feature_obs is None else len(c.feature_obs)
         return BackwardMap(
-            read + self._wave_features(c.feature_octaves),
+            read + self._fourier_features(c.feature_octaves),
             c.feature_hidden_dim,
             c.feature_hidden_layers,
             c.z_dim,

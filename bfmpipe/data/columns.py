@@ -66,7 +66,10 @@ class Column:
         if rows.dtype == bool:
             (rows,) = rows.nonzero()
         if self._windows is None or self._starts is None or self._offsets is None:
-            raise RuntimeError(f"column '{self.name}' was not read")
+            raise UserError(
+                f"column '{self.name}' of the data set was not read; name it in `columns` of "
+                "read_transitions"
+            )
         flat = np.where(rows < 0, rows + len(self), rows).reshape(-1)
         if flat.size and not 0 <= flat.min() <= flat.max() < len(self):
             raise IndexError(f"column '{self.name}' has rows 0 to {len(self) - 1}")

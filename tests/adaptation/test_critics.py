@@ -76,7 +76,7 @@ def test_learning_fits_the_target_and_moves_no_target_network(kind):
 
 
 @pytest.mark.parametrize("kind", ["residual", "fresh"])
-def test_with_waves_a_critic_sees_what_is_narrow(kind):
+def test_with_fourier_features_a_critic_sees_what_is_narrow(kind):
     """A value in a hundredth of the square: what share of its variance is left at new points."""
     problem = make_problem(model=small_model(fourier_obs=(0, 1)))
     z, n = problem.z, 512
@@ -118,7 +118,7 @@ def test_by_default_a_critic_reads_what_psi_reads():
     assert found.shape[-1] == 4 + 2 * 3 * 2 + 2
 
 
-def test_a_model_without_waves_gives_its_critics_none():
+def test_a_model_without_fourier_features_gives_its_critics_none():
     problem = make_problem()
     critic, b = make_critic("residual", problem, 2), make_batch()
     assert critic.read(b.obs, b.action, problem.z).shape[-1] == 4 + 2

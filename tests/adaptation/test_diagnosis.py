@@ -11,6 +11,7 @@ from bfmpipe.adaptation.diagnosis import DiagnosisConfig, diagnose, unexplained
 from bfmpipe.agents import Model
 from bfmpipe.agents.base import AgentConfig
 from bfmpipe.envs import make_domain
+from bfmpipe.inference.reward import Inference
 from bfmpipe.networks import project_z
 
 CONFIG = DiagnosisConfig(samples=500, latents=100, starts=8)
@@ -72,6 +73,9 @@ def test_extrapolation_is_the_distance_to_the_nearest_latent_of_the_data():
     obs = torch.tensor([[2.0, 0, 0, 0], [3.0, 3.0, 0, 0]]).repeat(50, 1)
     found = diagnose(made, obs, torch.rand(2, 100), CONFIG, 0)
     np.testing.assert_allclose(found.extrapolation, [0, 1 + np.sqrt(0.5)], atol=1e-6)
+    other = Inference(weights="least-squares")  # of w_0; the policy's latents stay what they are
+    again = diagnose(made, obs, torch.rand(2, 100), CONFIG, 0, other)
+    np.testing.assert_array_equal(again.extrapolation, found.extrapolation)
 
 
 def test_the_constant_that_least_squares_leaves_out_is_added_to_the_values():

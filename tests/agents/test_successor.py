@@ -211,7 +211,7 @@ def test_a_momentum_of_zero_is_the_mean_of_all_batches():
     torch.testing.assert_close(agent.model.feature_mean, rows.mean(0))
 
 
-def test_features_read_the_entries_they_are_told_to_and_waves_of_others():
+def test_features_read_the_entries_they_are_told_to_and_fourier_features_of_others():
     agent = make(feature_obs=(2,), fourier_obs=(0,), feature_octaves=2)
     obs = a_batch().obs
     x = agent.model.feature_input(obs)

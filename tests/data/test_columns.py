@@ -92,7 +92,7 @@ def test_a_row_that_is_not_there_is_no_other_row(path, row):
 def test_a_column_that_was_not_asked_for_is_not_read(data, path):
     back = transitions.read(path, ("obs", "action"))
     assert back.physics.shape == data.physics.shape
-    with pytest.raises(RuntimeError, match="column 'physics' was not read"):
+    with pytest.raises(UserError, match="column 'physics' of the data set was not read"):
         back.physics[0]
 
 

@@ -262,7 +262,7 @@ JUDGED = ["all", "judge", "report"]
         (
             "adaptation/rela.py",
             "self.config, self.draws)",
-            "self.config, Draws([1]))",
+            "self.config, Generators([1]))",
             ["adapt seed0 rela", "adapt seed1 rela", *AFTER],
         ),
         ("adaptation/rela.py", "class Method", "# a remark\nclass Method", []),

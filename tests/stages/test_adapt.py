@@ -26,6 +26,7 @@ OFF_POLICY = {"nenv": 2, "batch": 8, "warmup_steps": 10}
 METHODS = {
     "zero-shot": {},
     "lola": {"states": 2, "latents": 2, "horizon": 5},
+    "random-search": {"states": 2, "latents": 2, "horizon": 5},  # reads observations
     "rela": {**OFF_POLICY, "latent_warmup_updates": 2},
     "td3": {"preset": "small", "updates_per_step": 1.0, **OFF_POLICY},
 }

@@ -4,8 +4,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from bfmpipe import api
+from bfmpipe.agents import fb
+from bfmpipe.config import parse
 from bfmpipe.data.tables import read_table
+from bfmpipe.networks import project_z
+from bfmpipe.stages import probe as stage
 from bfmpipe.types import UserError
 
 KINDS = {
@@ -115,6 +121,30 @@ def test_more_latents_than_states_are_all_states(tiny, tmp_path):
     scores = probe(tiny, tmp_path / "all.parquet", latents=10**6, episodes=2)
     count = (scores["policy"] == "latent").sum() / 2
     assert count == tiny.episodes * tiny.episode_steps
+
+
+def test_latents_are_those_of_reaching_states_by_the_models_own_inference(
+    tiny, tmp_path, monkeypatch
+):
+    """project_z(C^+ phi) where weights are by least squares, which is far from project_z(phi)."""
+    played, play = [], stage._play_all
+
+    def watched(pretrained, tasks, z, starts):
+        played.append(z)
+        return play(pretrained, tasks, z, starts)
+
+    monkeypatch.setattr(stage, "_play_all", watched)
+    monkeypatch.setattr(fb.Model, "inference_weights", "least-squares")
+    data = api.read_transitions(tiny.dataset)
+    many = len(data.index)
+    settings = tiny.settings("probe", latents=many)
+    files = {"model": tiny.model, "dataset": tiny.dataset, "latents": tiny.latents}
+    stage.probe(parse(stage.Probe, settings, "probe"), **files, scores=tmp_path / "probe.parquet")
+    phi = api.load(tiny.model).model.phi(torch.from_numpy(data.obs[data.index + 1])).double()
+    expected = project_z(phi @ torch.linalg.pinv(phi.mT @ phi / len(phi))).float()
+    nearest = torch.cosine_similarity(played[0][:, None], expected, dim=-1).amax(1)
+    assert len(played[0]) == many
+    torch.testing.assert_close(nearest, torch.ones(many), rtol=0, atol=1e-3)
 
 
 def test_an_unknown_task_is_refused(tiny, tmp_path):
