@@ -67,17 +67,12 @@ def check_domain(data: "Transitions", domain: DomainLike) -> None:
     if data.domain != domain.name:
         raise UserError(f"the data set is of {data.domain}, the model of {domain.name}")
     given = parse(type(domain.config), data.domain_settings, "the data set's domain")
-    if given.physics_steps != domain.config.physics_steps:
-        raise UserError(
-            f"the data set has {given.physics_steps} physics steps a control step, the model "
-            f"{domain.config.physics_steps}; collect the data with the same physics_steps"
-        )
     wanted = domain.config.model_dump(mode="json")
     for name, value in given.model_dump(mode="json").items():
         if name not in OF_EPISODES and value != wanted[name]:
             raise UserError(
                 f"the data set is of {data.domain} with {name} {value}, the model of {name} "
-                f"{wanted[name]}"
+                f"{wanted[name]}; collect the data with the same {name}"
             )
     for name in ("obs", "action", "physics"):
         found, expected = getattr(data, name).shape[1], getattr(domain, f"{name}_dim")

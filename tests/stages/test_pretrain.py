@@ -181,7 +181,7 @@ def test_a_checkpoint_of_other_settings_is_set_aside_until_training_has_finished
         (
             "point_mass_maze",
             {"physics_steps": 2},
-            "the data set has 2 physics steps a control step, the model 5; collect the data with",
+            "with physics_steps 2, the model of physics_steps 5; collect the data with the same",
         ),
     ],
 )
