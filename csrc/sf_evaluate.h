@@ -45,7 +45,7 @@ struct SfEvaluate {
   int64_t splits;           // blocks of states that a group is cut into
 };
 
-// one definition an instruction set, of cpu/sf_evaluate.cpp; false where memory ran out
+// one definition an instruction set, of cpu/sf_evaluate*.cpp; false where memory ran out
 // half: the operands of the products in 16 bits, where that is faster
 #define BFMPIPE_DECLARE(instruction_set)                                     \
   namespace instruction_set {                                                \
