@@ -83,7 +83,7 @@ onstart:
     if workflow.executor_plugin.common_settings.local_exec:
         needed = list(workflow.dag.needrun_jobs())
         try:
-            if {job.rule.name for job in needed} & {"pretrain", "practise"}:
+            if {job.rule.name for job in needed} & {"pretrain", "pretrain_online"}:
                 check_device(exp.pretrain.device, "pretrain.device")
             for method in {
                 j.wildcards.method for j in needed if j.rule.name == "adapt"
@@ -171,7 +171,7 @@ rule pretrain:
     benchmark:
         f"{R}/benchmarks/pretrain/{TRAINING}.tsv"
     wildcard_constraints:
-        agent=only(agent for agent in exp.agents if agent not in exp.practising),
+        agent=only(agent for agent in exp.agents if agent not in exp.online),
     priority: 10  # everything else waits for it
     resources:
         mem_mb=growing(8000),
@@ -192,7 +192,7 @@ rule pretrain:
 
 
 # The data set of an agent that explores while it trains is of motions; it leaves one of its own.
-use rule pretrain as practise with:
+use rule pretrain as pretrain_online with:
     output:
         config=f"{MODEL}/model/config.json",
         weights=f"{MODEL}/model/model.safetensors",
@@ -205,9 +205,9 @@ use rule pretrain as practise with:
     benchmark:
         f"{R}/benchmarks/pretrain/{{domain}}-{{agent}}-seed{{seed}}.tsv"
     wildcard_constraints:
-        agent=only(exp.practising),
+        agent=only(exp.online),
     resources:
-        mem_mb=growing(16000),  # it remembers what it practised
+        mem_mb=growing(16000),  # it remembers its episodes
         runtime=1440,
         gpu=int(exp.pretrain.device == "cuda"),
     params:
@@ -220,8 +220,8 @@ use rule pretrain as practise with:
 
 def states_of(wildcards):
     """The data set of the states that a model learnt its values of."""
-    practised = wildcards.agent in exp.practising
-    name = f"{MODEL}/experience.parquet" if practised else rules.collect.output.dataset
+    online = wildcards.agent in exp.online
+    name = f"{MODEL}/experience.parquet" if online else rules.collect.output.dataset
     return name.format(**wildcards)
 
 

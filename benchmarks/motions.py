@@ -1,11 +1,11 @@
-"""What agents that practise learnt of their motions: python -m benchmarks.motions RESULTS.
+"""What agents trained online learnt of their motions: python -m benchmarks.motions RESULTS.
 
 RESULTS is the directory of a finished run with such agents, e.g. results/walker-fb-cpr. For every
 model: how it follows each motion for 200 control steps in its middle, by the latents of tracking,
 beside a latent drawn at random: the mean difference of observations, in the motions' standard
 deviations, and what the discriminator says, log D - log(1 - D), of the motion and of both. And its
 values of the tasks over the discounted returns of the same episodes, with latents inferred from
-what was practised, and from the motions.
+the model's own episodes, and from the motions.
 """
 
 from pathlib import Path
@@ -87,14 +87,18 @@ def main(results: str) -> None:
         name = " ".join(directory.parts[-3:])
         windows = pretrained.model.config.motion_length
         following.append((name, *follows(pretrained, motions, windows)))
-        practised = bfmpipe.read_transitions(experience)
-        values.append((name, *(valued(pretrained, tasks, data) for data in (practised, motions))))
+        own = bfmpipe.read_transitions(experience)
+        values.append((name, *(valued(pretrained, tasks, data) for data in (own, motions))))
     if not following:
-        raise UserError(f"{results}: no model here has practised; run configs/walker-fb-cpr.yaml")
+        raise UserError(
+            f"{results}: no model here was trained online; run configs/walker-fb-cpr.yaml"
+        )
     steps = [f"after {n} steps" for n in STEPS]
     print(table(("", *steps, "logits: motion / followed / random latent"), following))
     print("\nDifferences: followed / random latent.\n")
-    print(table(("return, value / return", "latents by practice", "by the motions"), values))
+    print(
+        table(("return, value / return", "latents by its own episodes", "by the motions"), values)
+    )
 
 
 if __name__ == "__main__":

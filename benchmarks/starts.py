@@ -30,8 +30,8 @@ def softmax(run: Run) -> Tensor:
     """The latents of all models, (models * tasks, d)."""
     latents = []
     for seed, pretrained in zip(run.seeds, run.pretrained, strict=True):
-        practised = run.results / run.agent / f"seed{seed}" / "experience.parquet"
-        data = api.read_transitions(practised) if practised.exists() else run.data
+        experience = run.results / run.agent / f"seed{seed}" / "experience.parquet"
+        data = api.read_transitions(experience) if experience.exists() else run.data
         how = Inference(**{**dict(run.experiment.infer), "reward_weighting": "softmax"})
         latents.append(api.infer(pretrained, run.tasks, data, inference=how).z)
     return torch.cat(latents)

@@ -391,14 +391,14 @@ def _task_now(latent: Path, settings: Settings, moved: str | None) -> Settings:
 def _dataset(model: Path, given: Path | None) -> Path:
     """The data set: the one given, or the pipeline's.
 
-    That is what the model practised, experience.parquet beside it, where there is one, and else
+    That is its own episodes, experience.parquet beside it, where there is one, and else
     DOMAIN/data.parquet of DOMAIN/AGENT/SEED/.
     """
     if given:
         return given
-    practised = Path(os.path.normpath(model / "../experience.parquet"))
-    if practised.is_file():
-        return practised
+    experience = Path(os.path.normpath(model / "../experience.parquet"))
+    if experience.is_file():
+        return experience
     path = Path(os.path.normpath(model / "../../../data.parquet"))
     if not path.is_file():
         raise UserError(

@@ -15,7 +15,7 @@ from pydantic import Discriminator, Field, JsonValue, Tag, field_validator
 from bfmpipe import plugins
 from bfmpipe.adaptation.diagnosis import DiagnosisConfig
 from bfmpipe.adaptation.protocol import Evaluation
-from bfmpipe.agents import practising
+from bfmpipe.agents import online
 from bfmpipe.agents.event_files import check as check_tensorboard
 from bfmpipe.agents.trainer import TrainerConfig
 from bfmpipe.config import Config, canonical, load_yaml, parse, spelt
@@ -64,7 +64,7 @@ class PretrainSection(TrainerConfig):
 
     seeds_together: bool = False
     """Train all seeds of a domain and agent in one job, as one batched model: the results of each
-    are those it would have alone but for rounding. Agents that practise have a job a seed."""
+    are those it would have alone but for rounding. Agents trained online have a job a seed."""
     tensorboard: bool = False
     """Write TensorBoard event files beside the tables of losses."""
 
@@ -85,7 +85,7 @@ class AdaptSection(Config):
     """Episodes between evaluations."""
     seeds_together: bool = False
     """Adapt the models of all seeds in one job, as one batch: the results of each are those it
-    would have alone but for rounding. Not with agents that practise."""
+    would have alone but for rounding. Not with agents trained online."""
     device: Annotated[
         Annotated[Device, Tag("one")] | Annotated[dict[str, Device], Tag("each")],
         Discriminator(lambda value: "each" if isinstance(value, dict) else "one"),
@@ -154,10 +154,10 @@ class Experiment(Config):
         return digest(stage, {kind: plugin for kind, plugin in used.items() if plugin})
 
     @property
-    def practising(self) -> tuple[str, ...]:
-        """The agents that practise while they train, one seed a job."""
+    def online(self) -> tuple[str, ...]:
+        """The agents that are trained online, one seed a job."""
         modules = {name: plugins.load("agents", name) for name in self.agents}
-        return tuple(n for n, m in modules.items() if issubclass(m.Agent, practising.Agent))
+        return tuple(n for n, m in modules.items() if issubclass(m.Agent, online.Agent))
 
     def source(self, domain: str) -> str:
         """The fingerprint of the files that a data set is imported from; "" where it is explored.
@@ -192,7 +192,7 @@ class Experiment(Config):
 
     def _pretrain(self, domain: str, agent: str, seed: int, _: str) -> Mapping[str, Any]:
         section = self.pretrain
-        together = section.seeds_together and agent not in self.practising
+        together = section.seeds_together and agent not in self.online
         settings: dict[str, Any] = {
             "domain": self._domain(domain),
             "agent": _plugin(agent, self.agents[agent]),
@@ -319,7 +319,7 @@ def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Exp
     if isinstance(experiment.adapt.device, dict):
         _check_methods(experiment, experiment.adapt.device, f"{where}: adapt.device")
     experiment = _selected(experiment, where)
-    _check_practice(experiment, where)
+    _check_online(experiment, where)
     domains = []
     try:
         for name, section in experiment.domains.items():
@@ -371,23 +371,23 @@ def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Exp
     return experiment
 
 
-def _check_practice(experiment: Experiment, where: str) -> None:
+def _check_online(experiment: Experiment, where: str) -> None:
     """Refuse agents that learn from actions on motions, and one job where each has its data."""
     try:
-        practising = experiment.practising
+        names = experiment.online
         explorer = plugins.load("data", experiment.collect.explorer).Explorer
     except UserError:
         return  # said later, with its place
-    others = [name for name in experiment.agents if name not in practising]
+    others = [name for name in experiment.agents if name not in names]
     if others and not getattr(explorer, "has_actions", True):
         raise UserError(
             f"{where}: agents: {others[0]} learns from actions, which {experiment.collect.explorer}"
             " does not have; it needs an experiment of its own, or another explorer"
         )
-    if practising and experiment.adapt.seeds_together:
+    if names and experiment.adapt.seeds_together:
         raise UserError(
-            f"{where}: adapt.seeds_together: each seed of {practising[0]} has a data set of its "
-            "own, what it practised; set it to false"
+            f"{where}: adapt.seeds_together: each seed of {names[0]} has a data set of its "
+            "own, its episodes; set it to false"
         )
 
 
@@ -405,7 +405,7 @@ def _check_agent(
             with torch.device("meta"):  # no weights, which take seconds
                 model = module.Model(config, domain.obs_dim, domain.action_dim)
             stride, batch = model.config.stride, model.config.batch
-            if collect.episodes is None or issubclass(module.Agent, practising.Agent):
+            if collect.episodes is None or issubclass(module.Agent, online.Agent):
                 continue  # an import, whose episodes are as they come, or motions
             if stride > steps:
                 raise UserError(f"a stride of {stride} is longer than an episode of {steps} steps")

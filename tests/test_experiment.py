@@ -655,11 +655,11 @@ def test_a_missing_file_is_named(tmp_path):
         experiment.read(tmp_path / "none.yaml")
 
 
-def test_an_agent_that_practises_has_a_job_a_seed_in_any_experiment(smoke):
+def test_an_agent_trained_online_has_a_job_a_seed_in_any_experiment(smoke):
     smoke["agents"]["fb_cpr"] = {"preset": "small"}
     smoke["pretrain"]["seeds_together"] = True
     exp = experiment.check(smoke, "my.yaml")
-    assert exp.practising == ("fb_cpr",)
+    assert exp.online == ("fb_cpr",)
     names = {"domain": "point_mass_maze", "seed": "1"}
     seeds = {a: json.loads(exp.stage("pretrain", agent=a, **names))["seeds"] for a in exp.agents}
     assert seeds == {"fb": [0, 1], "fb_cpr": [1]}
@@ -677,12 +677,12 @@ def test_an_agent_that_practises_has_a_job_a_seed_in_any_experiment(smoke):
             "agents: fb learns from actions, which motions does not have; it needs an experiment",
         ),
         (
-            {"agents": {"fb_cpr": {"preset": "small", "practice": {"random_steps": 5}}}},
-            "agents.fb_cpr: practice of 50 environments and random_steps 5 is 250 transitions",
+            {"agents": {"fb_cpr": {"preset": "small", "online": {"random_steps": 5}}}},
+            "agents.fb_cpr: online: 50 environments and random_steps 5 make 250 transitions before",
         ),
     ],
 )
-def test_what_an_agent_that_practises_cannot_have_is_refused(smoke, changed, said):
+def test_what_an_agent_trained_online_cannot_have_is_refused(smoke, changed, said):
     smoke["agents"]["fb_cpr"] = {"preset": "small"}
     with pytest.raises(UserError) as caught:
         experiment.check({**smoke, **changed}, "my.yaml")

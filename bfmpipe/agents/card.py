@@ -60,7 +60,7 @@ def readme(card: Mapping[str, Any], model: Model) -> str:
         f"for {card['trainer']['updates']:,} updates with seed {card['seed']}{together}, and has "
         f"{parameters:,} parameters.\n",
         "## Loading\n",
-        _LOADING.format(tasks=example, data="experience" if "practised" in card else "data"),
+        _LOADING.format(tasks=example, data="experience" if "env_steps" in card else "data"),
         "## Zero-shot scores\n",
         "Returns of whole episodes of the policy that is inferred from a task's rewards on the "
         "data, from start states that no adaptation uses.\n",
@@ -84,7 +84,7 @@ def readme(card: Mapping[str, Any], model: Model) -> str:
         f"{card['effective_rank']:.1f} of {config['z_dim']} (the exponential of their entropy).\n",
         "## Data\n",
         f"{card['transitions']:,} transitions{_explored(card)}; SHA-256 of the file "
-        f"`{card['dataset_sha256']}`.{_practised(card)}\n",
+        f"`{card['dataset_sha256']}`.{_online(card)}\n",
         "## Settings\n",
         f"Of the domain: {_settings(card['domain_settings'])}.\n",
         f"Of the agent, where they differ from its defaults: {_settings(changed)}.\n",
@@ -108,9 +108,13 @@ def _alarm(card: Mapping[str, Any]) -> str:
     )
 
 
-def _practised(card: Mapping[str, Any]) -> str:
-    steps = card.get("practised")
-    return f" It practised for {steps:,} control steps, beside these as motions." if steps else ""
+def _online(card: Mapping[str, Any]) -> str:
+    steps = card.get("env_steps")
+    return (
+        f" It was trained online, for {steps:,} control steps of its own, with these as motions."
+        if steps
+        else ""
+    )
 
 
 def _explored(card: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ FB's three networks, and two that tie its policies to a set of motions:
     D(s, z)        discriminator: whether s comes from a motion that z encodes, or from a rollout
     Q_D(s, a, z)   critic (heads): the value of log D - log(1 - D) under pi(., z)
 
-The agent practises while it trains: (s, a, s') are its own, drawn from all that it did, with the
+It is trained online: (s, a, s') are its own, drawn from all that it did, with the
 latent z_0 it played there. A motion is encoded as z_E = project(mean of B over L frames). With
 reduce(x) = mean - pessimism |x_1 - x_2| over heads, and a' = pi(s', z) + clipped noise:
 
@@ -35,10 +35,10 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from bfmpipe import config
-from bfmpipe.agents import base, practising
+from bfmpipe.agents import base, online
 from bfmpipe.agents.base import Loss, Phase, Tensors
 from bfmpipe.agents.losses import implied_q_loss, measure_loss, orthonormality_loss
-from bfmpipe.agents.practising import PractisedBatch
+from bfmpipe.agents.online import OnlineBatch
 from bfmpipe.kernels import Network
 from bfmpipe.kernels.extension import SF_MAX_HEADS, SF_MAX_LAYERS
 from bfmpipe.networks import (
@@ -88,7 +88,7 @@ class BackwardConfig(MLPConfig):
 _SMALL = {"model": "concatenated", "hidden_dim": 256}
 
 
-class Config(practising.PractisingConfig):
+class Config(online.AgentConfig):
     """The published settings of the smaller model.
 
     The preset "small" is for a CPU.
@@ -108,7 +108,7 @@ class Config(practising.PractisingConfig):
             "actor_learning_rate": 1e-3,
             "critic_learning_rate": 1e-3,
             "discriminator_learning_rate": 1e-4,
-            "practice": {"rounds": 40, "experience": 200},
+            "online": {"rounds": 40, "experience": 200},
         },
     }
 
@@ -197,8 +197,8 @@ class Model(base.Model):
         return self.discriminator_map(torch.cat([z, self.normalise(obs)], dim=-1))
 
 
-class Agent(practising.Agent):
-    """FB-CPR in training, on batches of practice and motions."""
+class Agent(online.Agent):
+    """FB-CPR in training, on batches of its own transitions and motions."""
 
     config: Config
     model: Model
@@ -224,9 +224,7 @@ class Agent(practising.Agent):
             Phase("actor", ("model.policy",), c.actor_learning_rate),
         )
 
-    def draw(
-        self, batch: PractisedBatch, generator: torch.Generator, due: Collection[str]
-    ) -> Tensors:
+    def draw(self, batch: OnlineBatch, generator: torch.Generator, due: Collection[str]) -> Tensors:
         """What latents are made of, the place between two inputs of D, the noise on actions."""
         n, c = len(batch.obs), self.config
         device = batch.obs.device
@@ -277,7 +275,7 @@ class Agent(practising.Agent):
         action = self.model.actor(obs, z)
         return perturb(action, clipped_noise(action, self.config.noise_std, 1.0, generator))
 
-    def forward(self, phase: str, batch: PractisedBatch, draws: Tensors, shared: Tensors) -> Loss:
+    def forward(self, phase: str, batch: OnlineBatch, draws: Tensors, shared: Tensors) -> Loss:
         """The loss of a phase."""
         if phase == "discriminator":
             return self.discriminator_loss(batch, draws)
@@ -287,7 +285,7 @@ class Agent(practising.Agent):
             return self.critic_loss(batch, shared)
         return self.actor_loss(batch, draws, shared)
 
-    def discriminator_loss(self, batch: PractisedBatch, draws: Tensors) -> Loss:
+    def discriminator_loss(self, batch: OnlineBatch, draws: Tensors) -> Loss:
         """L_D; leaves the latents to the others, and the normaliser one batch further on."""
         c, model = self.config, self.model
         with torch.no_grad():
@@ -296,16 +294,16 @@ class Agent(practising.Agent):
             z = self.latents(model.phi(batch.next_obs), z_E, draws)
             z = torch.where(draws["relabelled"], z, batch.z)
             motion = torch.cat([z_E, model.normalise(batch.motion)], dim=-1)
-            practised = torch.cat([batch.z, model.normalise(batch.obs)], dim=-1)
+            own = torch.cat([batch.z, model.normalise(batch.obs)], dim=-1)
         D = model.discriminator_map
-        on_motion, on_practised = D(motion), D(practised)
-        loss = softplus(-on_motion).mean() + softplus(on_practised).mean()
-        penalty = gradient_penalty(D, torch.lerp(motion, practised, draws["between"]))
+        on_motion, on_online = D(motion), D(own)
+        loss = softplus(-on_motion).mean() + softplus(on_online).mean()
+        penalty = gradient_penalty(D, torch.lerp(motion, own, draws["between"]))
         metrics = {
             "discriminator_loss": loss.detach(),
             "gradient_penalty": penalty.detach(),
             "logit_motion": on_motion.detach().mean(),
-            "logit_practised": on_practised.detach().mean(),
+            "logit_online": on_online.detach().mean(),
         }
         loss = loss + c.gradient_penalty * penalty
         return Loss(loss, metrics, {"z": z}, self._renormalised(batch.obs))
@@ -320,7 +318,7 @@ class Agent(practising.Agent):
             "model.obs_std": variance.sqrt().clamp_min(1e-6),
         }
 
-    def fb_loss(self, batch: PractisedBatch, draws: Tensors, shared: Tensors) -> Loss:
+    def fb_loss(self, batch: OnlineBatch, draws: Tensors, shared: Tensors) -> Loss:
         """L_FB + ortho_coef L_orth + q_coef L_Q; leaves the next actions to the critic."""
         c, model, z = self.config, self.model, shared["z"]
         goal = model.normalise(batch.next_obs)
@@ -342,7 +340,7 @@ class Agent(practising.Agent):
         loss = fb_loss + c.ortho_coef * ortho_loss + c.q_coef * q_loss
         return Loss(loss, metrics, {"next_action": next_action})
 
-    def critic_loss(self, batch: PractisedBatch, shared: Tensors) -> Loss:
+    def critic_loss(self, batch: OnlineBatch, shared: Tensors) -> Loss:
         """L_Q_D."""
         c, model, z = self.config, self.model, shared["z"]
         with torch.no_grad():
@@ -354,7 +352,7 @@ class Agent(practising.Agent):
         loss = 0.5 * (q - target).square().mean((-2, -1)).sum()
         return Loss(loss, {"critic_loss": loss.detach(), "discriminator_reward": reward.mean()})
 
-    def actor_loss(self, batch: PractisedBatch, draws: Tensors, shared: Tensors) -> Loss:
+    def actor_loss(self, batch: OnlineBatch, draws: Tensors, shared: Tensors) -> Loss:
         """L_actor."""
         c, model, z = self.config, self.model, shared["z"]
         obs = model.normalise(batch.obs)

@@ -65,7 +65,7 @@ class Source(ABC):
     def to(self, device: torch.device) -> Self:
         """The same with what is in memory on a device."""
 
-    def check(self, batch: int) -> None:  # noqa: B027 - practice fills any
+    def check(self, batch: int) -> None:  # noqa: B027 - one that is online fills any
         """Refuse a batch that cannot be filled.
 
         Raises:

@@ -105,7 +105,7 @@ def of_experiment(jobs: list[Job], experiment: Mapping[str, Any]) -> list[Job]:
             return {"all", *domains, *of_agent, *of_seed}
         together = experiment.get(rule, {}).get("seeds_together", False)
         models = of_agent if together else of_seed
-        if rule == "pretrain":  # an agent that practises has a job a seed whatever is set
+        if rule == "pretrain":  # one that is trained online has a job a seed whatever is set
             there = {job.name for job in jobs if job.rule == rule}
             alone = [agent for agent in of_agent if agent not in there]
             return {*models, *(f"{agent}-seed{seed}" for agent, seed in product(alone, seeds))}

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from bfmpipe import plugins
 from bfmpipe.adaptation.protocol import Evaluation
-from bfmpipe.agents import Agent, practising, save_model
+from bfmpipe.agents import Agent, online, save_model
 from bfmpipe.agents.event_files import EventFiles
 from bfmpipe.agents.event_files import check as check_tensorboard
 from bfmpipe.agents.learner import Learner, check_device
@@ -35,7 +35,7 @@ from bfmpipe.envs.domain import Task
 from bfmpipe.evaluator import Evaluator, frozen_copy
 from bfmpipe.files import file_digest
 from bfmpipe.inference.reward import Inference
-from bfmpipe.practice import Practice
+from bfmpipe.online import OnlineSource
 from bfmpipe.progress import progress
 from bfmpipe.stages.sections import Families, Plugin, provenance
 from bfmpipe.types import Array, UserError
@@ -86,13 +86,13 @@ def pretrain(
     """Train a model a seed; what was interrupted goes on where its last checkpoint stands.
 
     Writes, one a seed: `model`, a directory with config.json and model.safetensors, and the
-    tables `losses`, `evaluations` and `spectrum`; and of an agent that practises, whose `dataset`
-    is of motions, a share of what it practised, the data set `experience`.
+    tables `losses`, `evaluations` and `spectrum`; and of an agent trained online, whose `dataset`
+    is of motions, a share of its episodes, the data set `experience`.
     """
     module = plugins.load("agents", cfg.agent.name)
-    practises = issubclass(module.Agent, practising.Agent)
+    is_online = issubclass(module.Agent, online.Agent)
     files = {"model": model, "losses": losses, "evaluations": evaluations, "spectrum": spectrum}
-    wanted = dict.fromkeys(files, len(cfg.seeds)) | {"experience": practises * len(cfg.seeds)}
+    wanted = dict.fromkeys(files, len(cfg.seeds)) | {"experience": is_online * len(cfg.seeds)}
     for name, paths in {**files, "experience": experience}.items():
         if len(paths) != wanted[name]:
             raise UserError(
@@ -148,8 +148,8 @@ def pretrain(
         "code": origin.code,
         "versions": dict(origin.versions),
     }
-    if isinstance(source, Practice):
-        card["practised"] = source.practised
+    if isinstance(source, OnlineSource):
+        card["env_steps"] = source.env_steps
         as_data = replace(origin, kind=transitions.KIND)
         transitions.write(experience[0], source.experience(), as_data)
     for i, paths in enumerate(zip(*files.values(), strict=True)):
@@ -183,14 +183,14 @@ def _evaluation(
     def of(seed: int, data: transitions.Transitions, stride: int) -> Evaluator:
         return Evaluator.of(domain, tasks, data, stride, seed, cfg.inference, cfg.evaluation)
 
-    if isinstance(source, Practice):
+    if isinstance(source, OnlineSource):
         (seed,), (agent,) = cfg.seeds, agents
 
-        def practised(update: int) -> list[dict[str, Any]]:
+        def on_experience(update: int) -> list[dict[str, Any]]:
             evaluator = of(seed, source.experience(), 1)
             return [{"seed": seed, "update": update, **evaluator(agent.model)}]
 
-        return practised
+        return on_experience
     evaluators = [of(seed, data, agents[0].config.stride) for seed in cfg.seeds]
     for evaluator, agent in zip(evaluators, agents, strict=True):
         if tasks:
@@ -250,18 +250,18 @@ def _source(
     index: Array,
     explorer: str | None,
 ) -> Source:
-    """What the agents learn from: the data set, or their own practice with the data set's motions.
+    """What the agents learn from: the data set, or their own episodes with the data set's motions.
 
-    Observations of a data set are normalised by all of them; who practises sees others.
+    Observations of a data set are normalised by all of them; an agent online sees others.
     """
     first = agents[0]
-    if isinstance(first, practising.Agent):
+    if isinstance(first, online.Agent):
         if len(agents) > 1:
             raise UserError(
-                f"{cfg.agent.name} practises while it trains, one seed a job; set "
+                f"{cfg.agent.name} is trained online, one seed a job; set "
                 "pretrain.seeds_together to false"
             )
-        return Practice(domain, first, data, cfg.seeds[0], threads())
+        return OnlineSource(domain, first, data, cfg.seeds[0], threads())
     # an explorer of one's own may be gone, and its data as good as ever
     known = (
         plugins.load("data", explorer) if explorer and explorer in plugins.names("data") else None

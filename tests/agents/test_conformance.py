@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from bfmpipe import plugins
-from bfmpipe.agents import load_model, practising, save_model
+from bfmpipe.agents import load_model, online, save_model
 from bfmpipe.agents.learner import Learner, LearnerConfig
-from bfmpipe.agents.practising import PractisedBatch
+from bfmpipe.agents.online import OnlineBatch
 from bfmpipe.agents.trainer import Data, Trainer, TrainerConfig
 from bfmpipe.config import parse
 from bfmpipe.inference.goal import infer_goal
@@ -77,19 +77,19 @@ def make(name, seed=0, **settings):
     return module.Agent(parse(module.Config, given, name), OBS, ACTION)
 
 
-class Practised(Data):
-    """For agents that practise: latents at random, and pieces of the same walks as motions."""
+class OnlineData(Data):
+    """For agents trained online: latents at random, and pieces of the same walks as motions."""
 
     def sample(self, n, generator, future_discount=None):
         batch = super().sample(n, generator, future_discount)
         z = project_z(torch.randn(n, D, generator=generator, dtype=batch.obs.dtype))
         start = self.index[torch.randint(len(self.index), (n // 2,), generator=generator)]
         frames = (start[:, None] + torch.arange(2)).flatten()
-        return PractisedBatch(*batch, z, self.obs[frames], self.obs[frames + 1])
+        return OnlineBatch(*batch, z, self.obs[frames], self.obs[frames + 1])
 
 
-def practises(name):
-    return issubclass(plugins.load("agents", name).Agent, practising.Agent)
+def is_online(name):
+    return issubclass(plugins.load("agents", name).Agent, online.Agent)
 
 
 def walk(name, episodes=6, steps=40):
@@ -100,11 +100,11 @@ def walk(name, episodes=6, steps=40):
     obs = (0.1 * noise + 0.2 * action.repeat(1, 1, OBS // ACTION)).cumsum(1)
     first = torch.arange(steps - COMMON["stride"])
     start = steps * torch.arange(episodes)[:, None]
-    return (Practised if practises(name) else Data)(
+    return (OnlineData if is_online(name) else Data)(
         obs.flatten(0, 1).to(torch.get_default_dtype()),
         action.flatten(0, 1).to(torch.get_default_dtype()),
         (start + first).flatten(),
-        1 if practises(name) else COMMON["stride"],
+        1 if is_online(name) else COMMON["stride"],
         (start + steps - 1).expand(-1, len(first)).flatten(),
     )
 
@@ -359,7 +359,7 @@ def test_a_phase_is_trained_when_it_is_due(name):
 @pytest.mark.parametrize("architecture", ["concatenated", "two_embeddings"])
 def test_shapes_and_values_of_a_model(name, architecture):
     settings = {"architecture": architecture}
-    if practises(name):
+    if is_online(name):
         family = "simple" if architecture == "two_embeddings" else architecture
         settings = {"forward_map": {"model": family, "hidden_dim": 16}}
     model = make(name, **settings).model.requires_grad_(False)
@@ -511,7 +511,7 @@ def test_the_presets_of_domains_have_the_published_values(name, domain):
 def test_every_preset_parses_and_the_small_ones_act(name):
     module = plugins.load("agents", name)
     presets = module.Config.presets
-    small = {"small"} if practises(name) else {"small", "small-point_mass_maze"}
+    small = {"small"} if is_online(name) else {"small", "small-point_mass_maze"}
     assert PUBLISHED[name].keys() | small <= presets.keys()
     for preset in presets:
         config = parse(module.Config, {"preset": preset}, name)
@@ -532,10 +532,10 @@ def test_every_preset_parses_and_the_small_ones_act(name):
 
 
 def test_what_stands_beside_a_preset_wins_in_its_sections_too():
-    given = {"preset": "small", "practice": {"latent_steps": 7}, "critic": {"num_parallel": 1}}
+    given = {"preset": "small", "online": {"latent_steps": 7}, "critic": {"num_parallel": 1}}
     config = parse(plugins.load("agents", "fb_cpr").Config, given, "fb_cpr")
     small = parse(plugins.load("agents", "fb_cpr").Config, {"preset": "small"}, "fb_cpr")
-    assert config.practice == small.practice.model_copy(update={"latent_steps": 7})
+    assert config.online == small.online.model_copy(update={"latent_steps": 7})
     assert config.critic == small.critic.model_copy(update={"num_parallel": 1})
     assert config.actor == small.actor
 
@@ -553,6 +553,6 @@ def test_an_entry_that_an_observation_has_not_is_refused(name):
 
 def test_too_little_data_for_a_batch_is_refused(name):
     data = walk(name)
-    what = "transitions" if practises(name) else "stretches of 2 steps"
+    what = "transitions" if is_online(name) else "stretches of 2 steps"
     with pytest.raises(UserError, match=f"has 15 {what}, fewer than one batch of 16"):
         trainer(name, replace(data, index=data.index[:15]))

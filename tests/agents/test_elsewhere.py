@@ -12,7 +12,7 @@ from bfmpipe.agents.learner import Learner, LearnerConfig
 from bfmpipe.agents.trainer import Trainer, TrainerConfig
 from bfmpipe.networks import Tanh
 from tests.elsewhere import THERE, Generator, There, pretended
-from tests.test_practice import DOMAIN, make, remembered
+from tests.test_online import DOMAIN, make, remembered
 
 from .test_graphs import ACTION, AGENTS, OBS, agents_of
 
@@ -57,23 +57,23 @@ def test_there_an_agent_learns_what_it_learns_here(agent, seeds):
         assert all(isinstance(tensor, There) for tensor in learner.tensors.values())
 
 
-def practised(device, checkpoint, updates=24):
+def trained_online(device, checkpoint, updates=24):
     """FB-CPR, trained until the last update from its checkpoint if there is one."""
-    practice = make(DOMAIN)
+    source = make(DOMAIN)
     generators = [Generator(device).manual_seed(0)]
-    learner = Learner([practice.agent], generators, LearnerConfig())
+    learner = Learner([source.agent], generators, LearnerConfig())
     config = TrainerConfig(updates=updates, checkpoint_every=10, log_every=2)
-    trainer = Trainer(learner, practice, config, identity={})
+    trainer = Trainer(learner, source, config, identity={})
     trainer.run(checkpoint)
     return trainer
 
 
-def test_there_an_agent_practises_as_here_and_goes_on(tmp_path):
+def test_there_an_agent_is_trained_online_as_here_and_goes_on(tmp_path):
     with pretended() as device:
-        expected = practised(torch.device("cpu"), tmp_path / "here")
-        found = practised(device, tmp_path / "there")
+        expected = trained_online(torch.device("cpu"), tmp_path / "here")
+        found = trained_online(device, tmp_path / "there")
         assert found.data.obs.device == device
-        resumed = practised(device, tmp_path / "there")  # from update 20
+        resumed = trained_online(device, tmp_path / "there")  # from update 20
         for trainer in (found, resumed):
             assert trainer.losses == expected.losses
             for ours, theirs in zip(

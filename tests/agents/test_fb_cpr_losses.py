@@ -8,7 +8,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from bfmpipe.agents import fb_cpr
 from bfmpipe.agents.learner import Learner, LearnerConfig
-from bfmpipe.agents.practising import PractisedBatch
+from bfmpipe.agents.online import OnlineBatch
 from bfmpipe.config import parse
 from bfmpipe.networks import project_z
 from bfmpipe.types import UserError
@@ -57,9 +57,7 @@ def drawn(agent, seed=1):
     next_obs = randn(N, OBS)
     z = project_z(randn(N, D))
     action = randn(N, ACTION).tanh()
-    batch = PractisedBatch(
-        randn(N, OBS), action, next_obs, next_obs, z, randn(N, OBS), randn(N, OBS)
-    )
+    batch = OnlineBatch(randn(N, OBS), action, next_obs, next_obs, z, randn(N, OBS), randn(N, OBS))
     names = [phase.name for phase in agent.phases]
     return batch, agent.draw(batch, generator, names)
 
@@ -209,7 +207,7 @@ def test_latents_are_of_all_kinds_in_their_shares():
     generator = torch.Generator().manual_seed(0)
     n = 6000
     obs, z = torch.randn(n, OBS, generator=generator), torch.zeros(n, D)
-    batch = PractisedBatch(obs, torch.zeros(n, ACTION), obs, obs, z, obs + 9, obs + 9)
+    batch = OnlineBatch(obs, torch.zeros(n, ACTION), obs, obs, z, obs + 9, obs + 9)
     draws = agent.draw(batch, generator, [])
     shared = agent("discriminator", batch, draws, {}).shared["z"]
 
@@ -245,7 +243,7 @@ def test_the_discriminators_optimum_is_the_ratio_of_densities():
     rows = [torch.arange(4).repeat_interleave((1000 * q).long()) for q in (p_E, p)]
     motion, obs = (torch.nn.functional.one_hot(r, 4)[:, :OBS].double() for r in rows)
     zeros = torch.zeros(1000, 2)
-    batch = PractisedBatch(obs, zeros, obs, obs, zeros, motion, motion)
+    batch = OnlineBatch(obs, zeros, obs, obs, zeros, motion, motion)
     value = agent("discriminator", batch, agent.draw(batch, torch.Generator(), []), {}).value
     (gradient,) = torch.autograd.grad(value, table)
     torch.testing.assert_close(gradient, torch.zeros(4), atol=1e-12, rtol=0)
@@ -335,7 +333,7 @@ def test_latents_are_on_the_sphere_whatever_features_are():
     assert not torch.allclose(agent.model.phi(obs).norm(dim=1), z.norm(dim=1))
 
 
-def test_noise_of_practice_stays_within_the_actions():
+def test_noise_of_exploring_stays_within_the_actions():
     agent = make(noise_std=1.0)
     obs, z = 5 * torch.randn(200, OBS), project_z(torch.randn(200, D))
     actions = agent.explore(obs, z, torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ from bfmpipe.agents.base import Batch
 from bfmpipe.agents.learner import Learner, LearnerConfig
 from bfmpipe.agents.trainer import Trainer, TrainerConfig
 from bfmpipe.types import UserError
-from tests.test_practice import DOMAIN, make
+from tests.test_online import DOMAIN, make
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -124,15 +124,15 @@ def test_compiled_and_recorded(seeds):
             torch.testing.assert_close(got[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_practice_that_is_replayed_is_the_practice(tmp_path):
+def test_online_training_that_is_replayed_is_the_same(tmp_path):
     """FB-CPR: its gradient penalty is differentiated twice inside what is recorded."""
 
     def losses(**how):
-        practice = make(DOMAIN)
+        source = make(DOMAIN)
         generators = [torch.Generator("cuda").manual_seed(0)]
-        learner = Learner([practice.agent], generators, LearnerConfig(device="cuda", **how))
+        learner = Learner([source.agent], generators, LearnerConfig(device="cuda", **how))
         config = TrainerConfig(updates=24, checkpoint_every=10, log_every=2)
-        trainer = Trainer(learner, practice, config, identity={})
+        trainer = Trainer(learner, source, config, identity={})
         trainer.run(tmp_path / f"{how}.safetensors")
         return trainer.losses[0]
 

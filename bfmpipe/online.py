@@ -1,4 +1,4 @@
-"""What an agent does while it trains: it plays latents in its domain, and learns from all of it.
+"""Online training: the agent plays latents in its domain, and learns from all of it.
 
 Episodes run side by side in rounds: they begin together, some in states of motions and the others
 where the domain's own do, and none ends early. Every `latent_steps` each environment is given
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bfmpipe.agents.practising import Agent, PracticeConfig, PractisedBatch
+from bfmpipe.agents.online import Agent, OnlineBatch, OnlineConfig
 from bfmpipe.agents.trainer import NotFiniteError, Source
 from bfmpipe.data.tensors import load_tensors, save_tensors
 from bfmpipe.data.transitions import Transitions
@@ -29,7 +29,7 @@ _STARTS = 0x57A7  # sets these random numbers apart from everybody else's
 _ATTEMPTS = 10  # at a round
 
 
-class Practice(Source):
+class OnlineSource(Source):
     """Batches of what the agent did, with motions beside them.
 
     Args:
@@ -47,7 +47,7 @@ class Practice(Source):
         self, domain: Domain, agent: Agent, motions: Transitions, seed: int, threads: int
     ) -> None:
         self.domain, self.agent, self.seed = domain, agent, seed
-        c = self.config = agent.config.practice
+        c = self.config = agent.config.online
         self.steps = domain.config.episode_steps
         self.motion_obs = torch.from_numpy(np.asarray(motions.obs))
         self.motion_physics = motions.physics
@@ -101,13 +101,13 @@ class Practice(Source):
 
     def sample(
         self, n: int, generator: torch.Generator, future_discount: float | None = None
-    ) -> PractisedBatch:
+    ) -> OnlineBatch:
         """n transitions drawn uniformly from those remembered, and n / L stretches of motions."""
         assert future_discount is None
         where, step = self._drawn(n, generator)
         next_obs = self.obs[*where, step + 1]
         frames = self._stretches(n // self.agent.config.motion_length, generator)
-        return PractisedBatch(
+        return OnlineBatch(
             self.obs[*where, step],
             self.action[*where, step],
             next_obs,
@@ -129,7 +129,7 @@ class Practice(Source):
         return ((self.round - whole + episode // nenv) % rounds, episode % nenv), step
 
     @property
-    def practised(self) -> int:
+    def env_steps(self) -> int:
         """Control steps made, of all environments."""
         return (self.round * self.steps + self.step) * self.env.nenv
 
@@ -198,7 +198,7 @@ class Practice(Source):
             if number not in self._written:
                 tensors = {name: getattr(self, name)[slot] for name in ("obs", "action", "z")}
                 tensors["physics"] = torch.from_numpy(self.physics[slot])
-                save_tensors(file, tensors, {"kind": "practice"})
+                save_tensors(file, tensors, {"kind": "round"})
                 self._written.add(number)
 
     def drop(self, directory: Path) -> None:
@@ -257,7 +257,7 @@ class Practice(Source):
         if row >= 0:
             where = "in frame {1} of motion {0}".format(*(int(of[row]) for of in self.frames))
         what = (
-            f"{self.domain.name}: an episode of practice that began {where} became unstable after "
+            f"{self.domain.name}: an episode that began {where} became unstable after "
             f"{self.step} control steps"
         )
         if self.attempt + 1 == _ATTEMPTS:
@@ -310,7 +310,7 @@ def _file(directory: Path, number: int) -> Path:
     return directory / f"round-{number:06}.safetensors"
 
 
-def _check_memory(config: PracticeConfig, size: int) -> None:
+def _check_memory(config: OnlineConfig, size: int) -> None:
     """Refuse to remember more than the machine can.
 
     Memory is taken as it fills: too much would end the training hours later.
@@ -318,6 +318,6 @@ def _check_memory(config: PracticeConfig, size: int) -> None:
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > there:
         raise UserError(
-            f"practice of {config.rounds} rounds in {config.environments} environments takes "
+            f"to remember {config.rounds} rounds of {config.environments} environments takes "
             f"{size / 1e9:.0f} GB, and this machine has {there / 1e9:.0f}; set fewer rounds"
         )

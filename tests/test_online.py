@@ -15,7 +15,7 @@ from bfmpipe.data import checkpoints, transitions
 from bfmpipe.data.tables import Provenance
 from bfmpipe.envs import make_domain
 from bfmpipe.envs.batched import BatchedEnv
-from bfmpipe.practice import Practice
+from bfmpipe.online import OnlineSource
 from bfmpipe.types import UserError
 
 STEPS, L = 12, 2
@@ -27,7 +27,7 @@ SETTINGS = {
     **{name: TINY for name in ("forward_map", "actor", "critic")},
     **{name: {"hidden_dim": 8} for name in ("backward_map", "discriminator")},
 }
-PRACTICE = {
+ONLINE = {
     "environments": 3,
     "steps": 5,
     "updates": 4,
@@ -64,25 +64,25 @@ def motions(domain, episodes=4, steps=9):
     )
 
 
-def make(domain, seed=0, practice=None, **settings):
+def make(domain, seed=0, online=None, **settings):
     module = plugins.load("agents", "fb_cpr")
     torch.manual_seed(seed)
-    given = {**SETTINGS, "practice": {**PRACTICE, **(practice or {})}, **settings}
+    given = {**SETTINGS, "online": {**ONLINE, **(online or {})}, **settings}
     agent = module.Agent(parse(module.Config, given, "test"), domain.obs_dim, domain.action_dim)
-    return Practice(domain, agent, motions(domain), seed, 1)
+    return OnlineSource(domain, agent, motions(domain), seed, 1)
 
 
-def remembered(practice):
+def remembered(source):
     """Columns of all that may be drawn: whole rounds, and the running one."""
-    rounds = [(number, STEPS) for number in practice._remembered()]
-    rounds += [(practice.round, practice.step)] * (practice.step > 0)
-    pieces = [practice._episodes(*one) for one in rounds]
+    rounds = [(number, STEPS) for number in source._remembered()]
+    rounds += [(source.round, source.step)] * (source.step > 0)
+    pieces = [source._episodes(*one) for one in rounds]
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
-def practise(practice, turns):
+def act(source, turns):
     for turn in range(turns):
-        practice.advance(turn * practice.config.updates)
+        source.advance(turn * source.config.updates)
 
 
 def rows_of(columns, batch):
@@ -93,17 +93,17 @@ def rows_of(columns, batch):
     return np.array([known[tuple(p)] for p in torch.cat([batch.obs, batch.next_obs], 1).tolist()])
 
 
-def batch_of(practice, n=600, seed=0):
-    return practice.sample(n, torch.Generator().manual_seed(seed))
+def batch_of(source, n=600, seed=0):
+    return source.sample(n, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("turns", [1, 2, 4, 9, 16])
 def test_every_transition_is_what_the_simulator_does(domain, turns):
-    practice = make(domain)
-    practise(practice, turns)
-    assert practice.round * STEPS + practice.step == 8 + 5 * (turns - 1)
-    batch = batch_of(practice)
-    columns = remembered(practice)
+    source = make(domain)
+    act(source, turns)
+    assert source.round * STEPS + source.step == 8 + 5 * (turns - 1)
+    batch = batch_of(source)
+    columns = remembered(source)
     rows = rows_of(columns, batch)
     env = BatchedEnv(domain, len(rows), 1)
     np.testing.assert_array_equal(env.reset(columns["physics"][rows]), batch.obs)
@@ -116,14 +116,14 @@ def test_every_transition_is_what_the_simulator_does(domain, turns):
 
 
 def test_what_is_remembered_is_drawn_uniformly(domain):
-    practice = make(domain)
-    practise(practice, 12)
-    assert (practice.round, practice.step) == (5, 3)
-    columns = remembered(practice)
+    source = make(domain)
+    act(source, 12)
+    assert (source.round, source.step) == (5, 3)
+    columns = remembered(source)
     # the running round, and the two before it that still have a place
     assert sorted(set(columns["episode"])) == list(range(9, 18))
     n = 20_000
-    rows = rows_of(columns, batch_of(practice, n))
+    rows = rows_of(columns, batch_of(source, n))
     counts = np.bincount(rows, minlength=len(columns["obs"]))
     last = np.append(columns["episode"][1:] != columns["episode"][:-1], True)
     assert not counts[last].any()
@@ -133,10 +133,10 @@ def test_what_is_remembered_is_drawn_uniformly(domain):
 
 
 def test_latents_are_played_as_long_as_they_should_be(domain):
-    practice = make(domain, goal_fraction=0.0, motion_fraction=0.0)  # no two are the same
-    practise(practice, 6)  # in the third round
-    columns = remembered(practice)
-    batch = batch_of(practice, 3000)
+    source = make(domain, goal_fraction=0.0, motion_fraction=0.0)  # no two are the same
+    act(source, 6)  # in the third round
+    columns = remembered(source)
+    batch = batch_of(source, 3000)
     found = {}
     for row, z in zip(rows_of(columns, batch), batch.z.tolist(), strict=True):
         key = (columns["episode"][row], columns["step"][row] // 5)
@@ -149,26 +149,24 @@ def test_latents_are_played_as_long_as_they_should_be(domain):
 
 
 def test_after_the_random_steps_actions_are_the_actors(domain):
-    practice = make(domain, noise_std=0.0, practice={"random_steps": STEPS})
-    practise(practice, 3)
-    slot, model = practice.round, practice.agent.model
-    for t in range(practice.step):
-        z = practice.z[slot, :, t // 5]
-        expected = model.actor(practice.obs[slot, :, t], z)
-        torch.testing.assert_close(practice.action[slot, :, t], expected)
-    random = practice.action[0]
-    assert not torch.allclose(
-        random, model.actor(practice.obs[0, :, 0], practice.z[0, :, 0])[:, None]
-    )
+    source = make(domain, noise_std=0.0, online={"random_steps": STEPS})
+    act(source, 3)
+    slot, model = source.round, source.agent.model
+    for t in range(source.step):
+        z = source.z[slot, :, t // 5]
+        expected = model.actor(source.obs[slot, :, t], z)
+        torch.testing.assert_close(source.action[slot, :, t], expected)
+    random = source.action[0]
+    assert not torch.allclose(random, model.actor(source.obs[0, :, 0], source.z[0, :, 0])[:, None])
     assert random.abs().max() <= 1
 
 
 def test_motions_come_in_stretches_of_frames_that_follow_each_other(domain):
-    practice = make(domain)
-    practise(practice, 1)
+    source = make(domain)
+    act(source, 1)
     data = motions(domain)
     known = {tuple(obs): i for i, obs in enumerate(data.obs.tolist())}
-    batch = batch_of(practice, 400)
+    batch = batch_of(source, 400)
     rows, after = (
         np.array([known[tuple(obs)] for obs in frames.tolist()])
         for frames in (batch.motion, batch.next_motion)
@@ -181,12 +179,12 @@ def test_motions_come_in_stretches_of_frames_that_follow_each_other(domain):
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_rounds_begin_in_motions_as_often_as_they_should(domain, share):
-    practice = make(
-        domain, practice={"motion_starts": share, "environments": 100, "random_steps": STEPS + 1}
+    source = make(
+        domain, online={"motion_starts": share, "environments": 100, "random_steps": STEPS + 1}
     )
-    practise(practice, 1)
-    known = {tuple(state) for state in practice.motion_physics.tolist()}
-    starts = practice.physics[:2, :, 0].reshape(200, -1)
+    act(source, 1)
+    known = {tuple(state) for state in source.motion_physics.tolist()}
+    starts = source.physics[:2, :, 0].reshape(200, -1)
     assert not np.array_equal(starts[:100], starts[100:])
     of_motions = np.array([tuple(state) in known for state in starts.tolist()])
     x, y = starts[~of_motions, :2].T
@@ -200,11 +198,11 @@ def test_rounds_begin_in_motions_as_often_as_they_should(domain, share):
 @pytest.mark.parametrize(
     ("episodes", "rounds"), [(1, [2]), (4, [1, 3]), (9, [0, 2, 3]), (10**6, [0, 1, 2, 3])]
 )
-def test_what_was_practised_is_a_data_set(domain, tmp_path, episodes, rounds):
-    practice = make(domain, practice={"rounds": 6, "experience": episodes})
-    practise(practice, 9)
-    assert (practice.round, practice.step) == (4, 0)
-    data = practice.experience()
+def test_its_episodes_are_a_data_set(domain, tmp_path, episodes, rounds):
+    source = make(domain, online={"rounds": 6, "experience": episodes})
+    act(source, 9)
+    assert (source.round, source.step) == (4, 0)
+    data = source.experience()
     assert sorted(set(data.episode)) == [3 * r + i for r in rounds for i in range(3)]
     origin = Provenance("transitions", {"domain": {"name": domain.name, "settings": {}}}, "test")
     transitions.write(tmp_path / "data.parquet", data, origin)
@@ -214,35 +212,35 @@ def test_what_was_practised_is_a_data_set(domain, tmp_path, episodes, rounds):
 
 
 def test_the_running_round_is_part_of_it_as_far_as_it_is(domain):
-    practice = make(domain, practice={"experience": 10**6})
-    practise(practice, 1)
-    assert np.bincount(practice.experience().episode).tolist() == [9] * 3
-    practice = make(domain, practice={"experience": 10**6})
-    practise(practice, 8)  # 43 steps, of which the first round's are forgotten
-    assert np.bincount(practice.experience().episode)[3:].tolist() == [13] * 6 + [8] * 3
+    source = make(domain, online={"experience": 10**6})
+    act(source, 1)
+    assert np.bincount(source.experience().episode).tolist() == [9] * 3
+    source = make(domain, online={"experience": 10**6})
+    act(source, 8)  # 43 steps, of which the first round's are forgotten
+    assert np.bincount(source.experience().episode)[3:].tolist() == [13] * 6 + [8] * 3
 
 
 def test_latents_are_of_all_kinds_in_their_shares(domain):
     """Goals are of states that were passed, and motions' codes of the frames after each."""
-    practice = make(
+    source = make(
         domain,
-        practice={"environments": 2000, "random_steps": 6, "latent_steps": 5},
+        online={"environments": 2000, "random_steps": 6, "latent_steps": 5},
         goal_fraction=0.3,
         motion_fraction=0.5,
         z_dim=32,  # where none is near another by chance
     )
-    practise(practice, 1)  # drawn at the start, of motions alone, and after five steps
-    agent, model = practice.agent, practice.agent.model
+    act(source, 1)  # drawn at the start, of motions alone, and after five steps
+    agent, model = source.agent, source.agent.model
     data = motions(domain)
     frames = np.array([row + np.arange(1, L + 1) for row in data.index_of(L)])
     codes = agent.encode_motions(torch.from_numpy(data.obs[frames.ravel()]))
-    passed = model.phi(practice.obs[0, :, 1:6].flatten(0, 1))
+    passed = model.phi(source.obs[0, :, 1:6].flatten(0, 1))
 
     def share(z, candidates):
         distance = torch.cdist(z, candidates, compute_mode="donot_use_mm_for_euclid_dist")
         return (distance.min(1).values < 1e-4).float().mean().item()
 
-    first, second = practice.z[0, :, 0], practice.z[0, :, 1]
+    first, second = source.z[0, :, 0], source.z[0, :, 1]
     assert share(first, codes) == pytest.approx(0.5, abs=0.05)
     assert share(first, model.phi(torch.from_numpy(data.obs))) == pytest.approx(0.3, abs=0.05)
     assert share(second, codes) == pytest.approx(0.5, abs=0.05)
@@ -251,18 +249,18 @@ def test_latents_are_of_all_kinds_in_their_shares(domain):
 
 def test_what_is_drawn_is_the_seeds_own_and_not_the_trainings(domain):
     one, two = make(domain, 0), make(domain, 1)
-    practise(one, 1)
-    practise(two, 1)
+    act(one, 1)
+    act(two, 1)
     assert not torch.equal(one.action[0, :, :8], two.action[0, :, :8])
     training = torch.rand(3, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert not torch.equal(one.action[0, :, 0], training)
 
 
 def trainer(domain, updates=48, seed=0):
-    practice = make(domain, seed)
-    learner = Learner([practice.agent], [torch.Generator().manual_seed(seed)], LearnerConfig())
+    source = make(domain, seed)
+    learner = Learner([source.agent], [torch.Generator().manual_seed(seed)], LearnerConfig())
     config = TrainerConfig(updates=updates, checkpoint_every=6, log_every=2)
-    return Trainer(learner, practice, config, identity={"seed": seed})
+    return Trainer(learner, source, config, identity={"seed": seed})
 
 
 class InterruptionError(Exception):
@@ -270,7 +268,7 @@ class InterruptionError(Exception):
 
 
 @pytest.mark.parametrize("killed", [8, 26, 44])
-def test_a_resumed_training_practises_on_as_if_it_had_never_stopped(domain, tmp_path, killed):
+def test_a_resumed_training_goes_on_as_if_it_had_never_stopped(domain, tmp_path, killed):
     straight, interrupted, resumed = (trainer(domain) for _ in range(3))
     straight.run(tmp_path / "straight.safetensors")
     checkpoint, seen = tmp_path / "checkpoint.safetensors", 0
@@ -301,7 +299,7 @@ def assert_same(resumed, straight):
         np.testing.assert_array_equal(column, remembered(straight.data)[name])
 
 
-def test_killed_after_each_of_many_checkpoints_it_practises_on_just_the_same(
+def test_killed_after_each_of_many_checkpoints_it_goes_on_just_the_same(
     domain, tmp_path, monkeypatch
 ):
     """In the middle of its turns and at them, before what only older checkpoints need is gone."""
@@ -376,39 +374,39 @@ def test_an_actor_that_is_broken_is_named_as_such(domain, tmp_path):
     )
 
 
-def with_bad_frames(practice, rows):
+def with_bad_frames(source, rows):
     """Some frames that are finite, but that the simulator cannot go on from."""
-    practice.motion_physics = practice.motion_physics.copy()
-    practice.motion_physics[rows, -1] = 1e12
-    return practice
+    source.motion_physics = source.motion_physics.copy()
+    source.motion_physics[rows, -1] = 1e12
+    return source
 
 
 def test_a_round_from_a_frame_that_the_simulator_cannot_go_on_from_begins_anew(domain, capsys):
-    practice = with_bad_frames(make(domain, practice={"motion_starts": 1.0}), slice(None, None, 8))
-    practise(practice, 30)
-    assert practice.practised == 3 * (8 + 5 * 29)
+    source = with_bad_frames(make(domain, online={"motion_starts": 1.0}), slice(None, None, 8))
+    act(source, 30)
+    assert source.env_steps == 3 * (8 + 5 * 29)
     warnings = capsys.readouterr().err.splitlines()
     assert warnings
     said = (
-        r"warning: point_mass_maze: an episode of practice that began in frame (\d) of motion (\d) "
+        r"warning: point_mass_maze: an episode that began in frame (\d) of motion (\d) "
         r"became unstable after 0 control steps; round \d+ begins anew"
     )
     found = [re.fullmatch(said, line).groups() for line in warnings]
     assert {(int(motion) * 10 + int(frame)) % 8 for frame, motion in found} == {0}
-    assert practice.attempt == 0
-    columns = remembered(practice)
+    assert source.attempt == 0
+    columns = remembered(source)
     assert all(np.isfinite(columns[name]).all() for name in ("obs", "action", "physics"))
     assert columns["physics"][columns["step"] == 0][:, -1].max() < 1e12
 
 
-def test_where_most_frames_are_bad_practice_ends_and_names_one(domain):
-    practice = with_bad_frames(make(domain, practice={"motion_starts": 1.0}), slice(None))
+def test_where_most_frames_are_bad_training_ends_and_names_one(domain):
+    source = with_bad_frames(make(domain, online={"motion_starts": 1.0}), slice(None))
     said = (
-        r"an episode of practice that began in frame \d of motion \d became unstable after 0 "
+        r"an episode that began in frame \d of motion \d became unstable after 0 "
         "control steps, and so did 9 others in its place; take such frames out of the motions"
     )
     with pytest.raises(UserError, match=said):
-        practise(practice, 1)
+        act(source, 1)
 
 
 def test_a_resumed_training_begins_a_round_anew_where_the_straight_one_did(domain, tmp_path):
@@ -440,14 +438,14 @@ def test_only_rounds_that_are_remembered_stay_on_disk(domain, tmp_path):
     assert kept == ["round-000002.safetensors", "round-000003.safetensors"]
 
 
-def test_what_cannot_be_practised_is_refused(domain):
+def test_what_cannot_be_trained_online_is_refused(domain):
     with pytest.raises(UserError, match="the longest has 10: give longer ones or set a smaller"):
         make(domain, motion_length=16)
     with pytest.raises(
-        UserError, match="is 15 transitions before the first update, fewer than one"
+        UserError, match="make 15 transitions before the first update, fewer than one"
     ):
-        make(domain, practice={"random_steps": 5})
+        make(domain, online={"random_steps": 5})
     with pytest.raises(
         UserError, match=r"takes \d+ GB, and this machine has \d+; set fewer rounds"
     ):
-        make(domain, practice={"rounds": 10**8})
+        make(domain, online={"rounds": 10**8})

@@ -1,4 +1,4 @@
-"""Stage pretrain with an agent that practises: what it leaves, resumed and used."""
+"""Stage pretrain with an agent trained online: what it leaves, resumed and used."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ AGENT = {
         "motion_length": 4,
         **dict.fromkeys(("forward_map", "actor", "critic"), TINY),
         **{name: {"hidden_dim": 16} for name in ("backward_map", "discriminator")},
-        "practice": {
+        "online": {
             "environments": 4,
             "steps": 5,
             "updates": 4,
@@ -49,31 +49,31 @@ def train(tiny, directory, *, seeds=(0,), **files):
 
 
 @pytest.fixture(scope="module")
-def practised(tiny, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("practised")
+def trained(tiny, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("env_steps")
     train(tiny, directory)
     return directory
 
 
-def test_a_share_of_what_it_practised_is_a_data_set(tiny, practised):
-    data = transitions.read(practised / "experience.parquet")
+def test_a_share_of_its_episodes_is_a_data_set(tiny, trained):
+    data = transitions.read(trained / "experience.parquet")
     assert (data.domain, data.domain_settings) == (tiny.domain["name"], tiny.domain["settings"])
     # 30 random steps and nine turns of five are three rounds of twenty, and a part of the fourth
     assert sorted(set(data.episode)) == [4, 5, 6, 7, 12, 13, 14, 15]
     assert set(np.bincount(data.episode)) == {0, tiny.episode_steps + 1, 15 + 1}
-    model, card = load_model(practised / "model")
-    assert card["practised"] == 4 * (30 + 9 * 5)
+    model, card = load_model(trained / "model")
+    assert card["env_steps"] == 4 * (30 + 9 * 5)
     said = readme({**card, "tasks": {}, "zero_shot": []}, model)
     assert 'read_transitions("path/to/experience.parquet")' in said
-    columns, _ = read_table(practised / "losses.parquet", "losses")
+    columns, _ = read_table(trained / "losses.parquet", "losses")
     assert {"fb_loss", "critic_loss", "discriminator_loss", "q"} <= columns.keys()
 
 
-def test_latents_are_inferred_from_it(tiny, practised, tmp_path):
+def test_latents_are_inferred_from_it(tiny, trained, tmp_path):
     settings = {**tiny.settings("infer"), "agent": "fb_cpr"}
-    files = {"model": practised / "model", "dataset": practised / "experience.parquet"}
+    files = {"model": trained / "model", "dataset": trained / "experience.parquet"}
     tiny.run("infer", settings=settings, latents=tmp_path / "latents.parquet", **files)
-    pretrained = read_model(practised / "model", tiny.domain["name"], "fb_cpr")
+    pretrained = read_model(trained / "model", tiny.domain["name"], "fb_cpr")
     tasks = pretrained.domain.tasks("reach", ["reach_top_left"], {"target_size": 0.1})
     found = read_latents(tmp_path / "latents.parquet", tasks, pretrained)
     points = api.adapt(
@@ -89,7 +89,7 @@ def test_latents_are_inferred_from_it(tiny, practised, tmp_path):
     assert all(np.isfinite(point.returns).all() for point in points)
 
 
-def test_killed_and_run_again_it_ends_in_the_same_bytes(tiny, practised, tmp_path, monkeypatch):
+def test_killed_and_run_again_it_ends_in_the_same_bytes(tiny, trained, tmp_path, monkeypatch):
     update = Learner.update
 
     def until_30(self, *arguments, **settings):
@@ -107,28 +107,28 @@ def test_killed_and_run_again_it_ends_in_the_same_bytes(tiny, practised, tmp_pat
     found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")}
     assert found == {"model", *FILES}
     for name in FILES:
-        assert (tmp_path / name).read_bytes() == (practised / name).read_bytes(), name
+        assert (tmp_path / name).read_bytes() == (trained / name).read_bytes(), name
 
 
 def test_killed_at_each_checkpoint_by_the_clock_it_ends_in_the_same_bytes(
-    tiny, practised, tmp_path, killed_at_each_checkpoint
+    tiny, trained, tmp_path, killed_at_each_checkpoint
 ):
     assert killed_at_each_checkpoint(lambda: train(tiny, tmp_path)) == [10, 20, 30]
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")} == {"model", *FILES}
     for name in FILES:
-        assert (tmp_path / name).read_bytes() == (practised / name).read_bytes(), name
+        assert (tmp_path / name).read_bytes() == (trained / name).read_bytes(), name
 
 
-def test_along_the_way_it_is_evaluated_as_at_the_end(tiny, practised):
-    """By latents of what it practised, not of the motions."""
+def test_along_the_way_it_is_evaluated_as_at_the_end(tiny, trained):
+    """By latents of its own episodes, not of the motions."""
     settings = tiny.settings("pretrain", agent=AGENT)
     cfg = parse(Pretrain, settings, "pretrain")
     domain = make_domain(tiny.domain["name"], tiny.domain["settings"])
-    data = transitions.read(practised / "experience.parquet")
+    data = transitions.read(trained / "experience.parquet")
     tasks = cfg.tasks.tasks(domain)
     evaluator = Evaluator.of(domain, tasks, data, 1, 0, cfg.inference, cfg.evaluation)
-    model, _ = load_model(practised / "model")
-    columns, _ = read_table(practised / "evaluations.parquet", "evaluations")
+    model, _ = load_model(trained / "model")
+    columns, _ = read_table(trained / "evaluations.parquet", "evaluations")
     expected = evaluator(model)["tasks"]
     assert columns["mean"].tolist() == [row["mean"] for row in expected]
     assert columns["q_predicted"].tolist() == [row["q_predicted"] for row in expected]
@@ -149,9 +149,7 @@ def test_an_agent_that_needs_actions_refuses_motions(tiny, tmp_path):
 
 
 def test_a_seed_a_job_and_a_place_for_what_it_does(tiny, tmp_path):
-    with pytest.raises(
-        UserError, match="fb_cpr practises while it trains, one seed a job; set pre"
-    ):
+    with pytest.raises(UserError, match="fb_cpr is trained online, one seed a job; set pre"):
         train(tiny, tmp_path, seeds=(0, 1))
     with pytest.raises(UserError, match="0 paths of experience for 1 seeds of fb_cpr; valid: 1"):
         train(tiny, tmp_path, experience=[])

@@ -1,4 +1,4 @@
-"""An agent that practises beside one that does not: motions in, latents of what it did."""
+"""An agent trained online beside one that does not: motions in, latents of what it did."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ FB_CPR = {
     "batch": 32,
     **{name: TINY for name in ("forward_map", "actor", "critic")},
     **{name: {"hidden_dim": 16} for name in ("backward_map", "discriminator")},
-    "practice": {"environments": 4, "random_steps": 40, "updates": 10, "steps": 10},
+    "online": {"environments": 4, "random_steps": 40, "updates": 10, "steps": 10},
 }
 OF = "results/smoke/point_mass_maze"
 
@@ -39,13 +39,13 @@ def test_the_whole_pipeline_of_both(checkout, config, tmp_path):
         "collect",
         "infer seed0",
         "infer seed0",
-        "practise seed0",
+        "pretrain_online seed0",
         "pretrain seed0",
     ]
     done = checkout.run(tmp_path, *targets, configfile=config)
     assert done.returncode == 0, done.stdout
-    practised = transitions.read(tmp_path / models["fb_cpr"] / "experience.parquet")
-    assert set(np.bincount(practised.episode)) == {21, 11}  # the running round's as they are
+    experience = transitions.read(tmp_path / models["fb_cpr"] / "experience.parquet")
+    assert set(np.bincount(experience.episode)) == {21, 11}  # the running round's as they are
     assert not (tmp_path / models["fb"] / "experience.parquet").exists()
     logs = tmp_path / "results/smoke/logs"
     own = f"{models['fb_cpr']}/experience.parquet"

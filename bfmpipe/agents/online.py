@@ -1,4 +1,4 @@
-"""Agents that act while they train, and keep to motions: what `bfmpipe.practice` asks of them."""
+"""Agents trained online, which act while they train and keep to motions, for `bfmpipe.online`."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple, Self
@@ -11,8 +11,8 @@ from bfmpipe.agents import base
 from bfmpipe.config import Config
 
 
-class PracticeConfig(Config):
-    """How an agent practises, in turns with its updates."""
+class OnlineConfig(Config):
+    """How an agent acts, in turns with its updates."""
 
     environments: int = Field(50, ge=1)
     """Episodes side by side. They begin and end together, and last as long as the domain's."""
@@ -30,23 +30,23 @@ class PracticeConfig(Config):
     """Episodes of every environment that are remembered, the running one among them."""
     experience: int = Field(500, ge=1)
     """Of the episodes remembered so many, or somewhat more, are left as a data set: the one that
-    latents are inferred from, since values are those of the states that were practised."""
+    latents are inferred from, since values are those of the states that it saw."""
 
 
-class PractisingConfig(base.AgentConfig):
-    """Settings of an agent that practises."""
+class AgentConfig(base.AgentConfig):
+    """Settings of an agent that is trained online."""
 
     motion_length: int = Field(8, ge=1)
     """L, the frames that a latent encodes."""
-    practice: PracticeConfig = PracticeConfig()
+    online: OnlineConfig = OnlineConfig()
 
     @model_validator(mode="after")
     def _fills_a_batch(self) -> Self:
-        first = self.practice.environments * self.practice.random_steps
+        first = self.online.environments * self.online.random_steps
         if first < self.batch:
             raise ValueError(
-                f"practice of {self.practice.environments} environments and random_steps "
-                f"{self.practice.random_steps} is {first} transitions before the first update, "
+                f"online: {self.online.environments} environments and random_steps "
+                f"{self.online.random_steps} make {first} transitions before the first update, "
                 f"fewer than one batch of {self.batch}; set more of either, or a smaller batch"
             )
         if self.batch % self.motion_length:
@@ -57,7 +57,7 @@ class PractisingConfig(base.AgentConfig):
         return self
 
 
-class PractisedBatch(NamedTuple):
+class OnlineBatch(NamedTuple):
     """What the agent itself did, and beside it motions; observations are raw.
 
     obs (n, obs_dim), action (n, action_dim), next_obs and future, which is next_obs, as in a
@@ -75,9 +75,9 @@ class PractisedBatch(NamedTuple):
 
 
 class Agent(base.Agent, ABC):
-    """Learns from a `PractisedBatch`."""
+    """Learns from a `OnlineBatch`."""
 
-    config: PractisingConfig
+    config: AgentConfig
 
     @abstractmethod
     def rollout_latents(self, goals: Tensor, frames: Tensor, generator: torch.Generator) -> Tensor:
@@ -85,4 +85,4 @@ class Agent(base.Agent, ABC):
 
     @abstractmethod
     def explore(self, obs: Tensor, z: Tensor, generator: torch.Generator) -> Tensor:
-        """Actions (n, action_dim) to practise with, at obs (n, obs_dim) under latents z (n, d)."""
+        """Actions (n, action_dim) to explore with, at obs (n, obs_dim) under latents z (n, d)."""
