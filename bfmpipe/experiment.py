@@ -4,7 +4,8 @@ The Snakefile asks for one stage's settings at a time, so that a change elsewher
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
@@ -317,58 +318,80 @@ def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Exp
     experiment = parse(Experiment, mapping, where)
     _check_names(experiment, where)
     if isinstance(experiment.adapt.device, dict):
-        _check_methods(experiment, experiment.adapt.device, f"{where}: adapt.device")
+        _check_methods_exist(experiment, experiment.adapt.device, f"{where}: adapt.device")
     experiment = _selected(experiment, where)
     _check_online(experiment, where)
-    domains = []
-    try:
-        for name, section in experiment.domains.items():
-            domain = make_domain(name, section.settings)
-            domains.append(domain)
-            _find_files(name, section.tasks, base)
-            Families(families=section.tasks).tasks(domain)
-    except UserError as error:
-        raise UserError(f"{where}: domains: {error}") from error
-    for section_name, kind, chosen in (
-        ("agents", "agents", experiment.agents),
-        ("methods", "adaptation", experiment.methods),
-        ("collect", "data", {experiment.collect.explorer: experiment.collect.settings}),
-    ):
-        for label, settings in chosen.items():
-            place = "collect.settings" if kind == "data" else f"{section_name}.{label}"
-            name = label
-            if kind == "adaptation" and "method" in settings:
-                if not isinstance(settings["method"], str):
-                    raise UserError(f"{where}: {place}.method must be the name of a method")
-                name, settings = settings["method"], _without(settings, "method")
-                if label != name and label in (*plugins.names(kind), RANDOM):
-                    raise UserError(
-                        f"{where}: {place}: a variant of {name} needs a name of its own; "
-                        f"{label} is another policy's"
-                    )
-            try:
-                module = plugins.load(kind, name)
-            except UserError as error:
-                raise UserError(f"{where}: {section_name}: {error}") from error
-            parsed = parse(module.Config, settings, where, at=place)
-            if kind == "agents":
-                _check_agent(module, parsed, domains, experiment.collect, f"{where}: {place}")
-            if kind == "adaptation":
-                _check_budget(
-                    module.Method, parsed, domains, experiment.adapt.episodes, f"{where}: {place}"
-                )
-            if kind == "data":
-                try:
-                    explored_episodes(module, name, experiment.collect.episodes)
-                except UserError as error:
-                    raise UserError(f"{where}: {error}") from error
+    with _at(f"{where}: domains: "):
+        experiment = _with_files(experiment, base)
+        domains = _domains(experiment)
+    _check_agents(experiment, domains, where)
+    _check_methods(experiment, domains, where)
+    _check_collect(experiment.collect, where)
     if experiment.pretrain.tensorboard:
-        try:
+        with _at(f"{where}: "):
             check_tensorboard()
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
     Claims(claims=experiment.claims).parsed(tuple(experiment.methods), where)
     return experiment
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Errors within begin with their place."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}{error}") from error
+
+
+def _domains(experiment: Experiment) -> list[Domain]:
+    """The domains, all of whose tasks can be made."""
+    domains = []
+    for name, section in experiment.domains.items():
+        domain = make_domain(name, section.settings)
+        Families(families=section.tasks).tasks(domain)
+        domains.append(domain)
+    return domains
+
+
+def _check_agents(experiment: Experiment, domains: Sequence[Domain], where: str) -> None:
+    """Refuse agents that there are none of, or that fit no domain or its data."""
+    for name, settings in experiment.agents.items():
+        with _at(f"{where}: agents: "):
+            module = plugins.load("agents", name)
+        config = parse(module.Config, settings, where, at=f"agents.{name}")
+        for domain in domains:
+            with _at(f"{where}: agents.{name}: on {domain.name}, "):
+                _check_agent(module, config, domain, experiment.collect)
+
+
+def _check_methods(experiment: Experiment, domains: Sequence[Domain], where: str) -> None:
+    """Refuse methods that there are none of, or that cannot run in a domain or on the budget."""
+    for label, settings in experiment.methods.items():
+        place = f"methods.{label}"
+        if not isinstance(settings.get("method", ""), str):
+            raise UserError(f"{where}: {place}.method must be the name of a method")
+        name = experiment.plugin_of(label)
+        if label != name and label in (*plugins.names("adaptation"), RANDOM):
+            raise UserError(
+                f"{where}: {place}: a variant of {name} needs a name of its own; "
+                f"{label} is another policy's"
+            )
+        with _at(f"{where}: methods: "):
+            module = plugins.load("adaptation", name)
+        config = parse(module.Config, _without(settings, "method"), where, at=place)
+        for domain in domains:
+            with _at(f"{where}: {place}: on {domain.name}, "):
+                budget = experiment.adapt.episodes * domain.config.episode_steps
+                module.Method.check(config, domain, budget)
+
+
+def _check_collect(section: CollectSection, where: str) -> None:
+    """Refuse an explorer that there is none of, or its settings."""
+    with _at(f"{where}: collect: "):
+        module = plugins.load("data", section.explorer)
+    parse(module.Config, section.settings, where, at="collect.settings")
+    with _at(f"{where}: "):
+        explored_episodes(module, section.explorer, section.episodes)
 
 
 def _check_online(experiment: Experiment, where: str) -> None:
@@ -392,42 +415,23 @@ def _check_online(experiment: Experiment, where: str) -> None:
 
 
 def _check_agent(
-    module: ModuleType,
-    config: Config,
-    domains: Sequence[Domain],
-    collect: CollectSection,
-    where: str,
+    module: ModuleType, config: Config, domain: Domain, collect: CollectSection
 ) -> None:
     """Refuse an agent that does not fit a domain, or whose batch the explored data cannot fill."""
-    for domain in domains:
-        steps = domain.config.episode_steps
-        try:
-            with torch.device("meta"):  # no weights, which take seconds
-                model = module.Model(config, domain.obs_dim, domain.action_dim)
-            stride, batch = model.config.stride, model.config.batch
-            if collect.episodes is None or issubclass(module.Agent, online.Agent):
-                continue  # an import, whose episodes are as they come, or motions
-            if stride > steps:
-                raise UserError(f"a stride of {stride} is longer than an episode of {steps} steps")
-            transitions = collect.episodes * (steps - stride + 1)
-            if batch > transitions:
-                raise UserError(
-                    f"{collect.episodes} episodes are {transitions:,} transitions, fewer than one "
-                    f"batch of {batch:,}; collect more or set a smaller batch"
-                )
-        except UserError as error:
-            raise UserError(f"{where}: on {domain.name}, {error}") from error
-
-
-def _check_budget(
-    method: Any, config: Config, domains: Sequence[Domain], episodes: int, where: str
-) -> None:
-    """Refuse a method that cannot run in a domain, or within so many episodes a task."""
-    for domain in domains:
-        try:
-            method.check(config, domain, episodes * domain.config.episode_steps)
-        except UserError as error:
-            raise UserError(f"{where}: on {domain.name}, {error}") from error
+    steps = domain.config.episode_steps
+    with torch.device("meta"):  # no weights, which take seconds
+        model = module.Model(config, domain.obs_dim, domain.action_dim)
+    stride, batch = model.config.stride, model.config.batch
+    if collect.episodes is None or issubclass(module.Agent, online.Agent):
+        return  # an import, whose episodes are as they come, or motions
+    if stride > steps:
+        raise UserError(f"a stride of {stride} is longer than an episode of {steps} steps")
+    transitions = collect.episodes * (steps - stride + 1)
+    if batch > transitions:
+        raise UserError(
+            f"{collect.episodes} episodes are {transitions:,} transitions, fewer than one "
+            f"batch of {batch:,}; collect more or set a smaller batch"
+        )
 
 
 def _check_names(experiment: Experiment, where: str) -> None:
@@ -448,7 +452,7 @@ def _check_names(experiment: Experiment, where: str) -> None:
         )
 
 
-def _check_methods(experiment: Experiment, named: Iterable[str], where: str) -> None:
+def _check_methods_exist(experiment: Experiment, named: Iterable[str], where: str) -> None:
     """Refuse the name of a method that there is none of."""
     for method in named:
         if method not in experiment.methods:
@@ -466,7 +470,7 @@ def _selected(experiment: Experiment, where: str) -> Experiment:
     """
     if not experiment.select:
         return experiment
-    _check_methods(experiment, experiment.select, f"{where}: select")
+    _check_methods_exist(experiment, experiment.select, f"{where}: select")
     if ZERO_SHOT not in experiment.select:
         raise UserError(
             f"{where}: select: {ZERO_SHOT} is missing; every table compares with it, so add it"
@@ -475,19 +479,20 @@ def _selected(experiment: Experiment, where: str) -> Experiment:
     return experiment.model_copy(update={"methods": chosen})
 
 
-def _find_files(domain: str, families: dict[str, Settings], base: Path) -> None:
-    """Let the settings of families that name a file say where it is, and what it holds.
+def _with_files(experiment: Experiment, base: Path) -> Experiment:
+    """The experiment whose task families with a file say where it is, and what it holds.
 
     Jobs run in the working directory, and run again when their settings change.
     """
-    for family, settings in families.items():
-        file = settings.get("file")
-        if not isinstance(file, str):
-            continue  # none, or not a name, which `Families.tasks` complains of
-        path = os.path.relpath(base / file)
-        try:
-            found = own_tasks.digest(path)
-        except UserError as error:
-            raise UserError(f"domain {domain}: task family {family}: {error}") from error
-        settings["file"] = path
-        settings.setdefault("digest", found)
+    domains = {}
+    for domain, section in experiment.domains.items():
+        families = {}
+        for family, settings in section.tasks.items():
+            file = settings.get("file")
+            if isinstance(file, str):  # else there is none, or `Families.tasks` complains of it
+                path = os.path.relpath(base / file)
+                with _at(f"domain {domain}: task family {family}: "):
+                    settings = {"digest": own_tasks.digest(path), **settings, "file": path}
+            families[family] = settings
+        domains[domain] = section.model_copy(update={"tasks": families})
+    return experiment.model_copy(update={"domains": domains})

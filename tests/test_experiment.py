@@ -670,7 +670,7 @@ def test_an_agent_trained_online_has_a_job_a_seed_in_any_experiment(smoke):
     [
         (
             {"adapt": {"episodes": 8, "every": 2, "seeds_together": True}},
-            "adapt.seeds_together: each seed of fb_cpr has a data set of its own, what it",
+            "adapt.seeds_together: each seed of fb_cpr has a data set of its own, its episodes",
         ),
         (
             {"collect": {"explorer": "motions", "settings": {"path": "motions/*.npz"}}},
