@@ -113,6 +113,10 @@ def adapt(
         checkpoint: where it goes on, if it was stopped before; the evaluations made until then
             come without paths.
         watch: told of the environment steps spent, after every advance.
+
+    Raises:
+        UserError: for a method that spends more than the budget, or does not say whether it goes
+            on.
     """
     first = evaluate(method, starts)
     later = checkpoint.resume(method) if checkpoint else []
@@ -126,7 +130,7 @@ def adapt(
             yield point
             evaluated = method.env_steps
             later.append(replace(point, physics=np.empty((0, *point.physics.shape[1:]))))
-        if not method.advance():
+        if not _advance(method):
             break
         if watch:
             watch(method.env_steps)
@@ -135,3 +139,20 @@ def adapt(
             checkpoint.save(method, later)
     if method.env_steps > evaluated:
         yield evaluate(method, starts)
+
+
+def _advance(method: Method) -> bool:
+    """Let a method advance, and hold it to the budget that all have."""
+    name, budget = method.method_name(), method.problem.budget
+    more: object = method.advance()
+    if not isinstance(more, bool | np.bool_):
+        raise UserError(
+            f"{name}: advance returned {more!r}; valid: True, or False where the budget allows no "
+            "more"
+        )
+    if method.env_steps > budget:
+        raise UserError(
+            f"{name}: advance has spent {method.env_steps:,} environment steps a task of a budget "
+            f"of {budget:,}; it must return False where `left` does not pay for its next update"
+        )
+    return bool(more)

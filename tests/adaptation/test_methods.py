@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bfmpipe import plugins
+from bfmpipe.adaptation import lola
 from bfmpipe.adaptation.base import Problem, act_by_latent
 from bfmpipe.adaptation.off_policy import Batch
 from bfmpipe.adaptation.protocol import Evaluation, adapt, evaluate, start_states
@@ -177,6 +178,33 @@ def test_the_budget_is_spent_and_not_exceeded(name):
         assert method.env_steps == 200
         assert points[-1].env_steps == 200
         assert [p.env_steps for p in points] == [0, 40, 80, 120, 160, 200]
+
+
+class Careless(lola.Method):
+    """Says what it is told to say, and spends what it is told to spend."""
+
+    def __init__(self, problem, spends, says):
+        super().__init__(parse(lola.Config, SETTINGS["lola"], "lola"), problem, [0])
+        self.spends, self.says = spends, says
+
+    def advance(self):
+        self.env_steps += self.spends
+        return self.says
+
+
+@pytest.mark.parametrize(
+    ("spends", "says", "message"),
+    [
+        (201, True, "advance has spent 201 environment steps a task of a budget of 200"),
+        (250, False, "advance has spent 250 environment steps a task of a budget of 200"),
+        (40, None, "advance returned None; valid: True, or False where the budget allows no more"),
+    ],
+)
+def test_a_method_that_does_not_keep_to_the_budget_is_refused(spends, says, message):
+    problem = make_problem(budget=200)
+    starts = start_states(problem.domain, STARTS_CONFIG)
+    with pytest.raises(UserError, match=message):
+        list(adapt(Careless(problem, spends, says), starts, every=40))
 
 
 def test_the_first_evaluation_is_zero_shot_for_all(name):
