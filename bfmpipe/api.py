@@ -15,7 +15,7 @@ print(bfmpipe.play(pretrained, goal.z[0], starts).physics[-1])
 import copy
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from bfmpipe.adaptation.checkpoint import Checkpoint
 from bfmpipe.adaptation.protocol import Evaluated, Evaluation, start_states
 from bfmpipe.adaptation.protocol import adapt as run_protocol
 from bfmpipe.agents import Model, load_model
+from bfmpipe.agents.base import check_outputs
 from bfmpipe.agents.learner import check_device
 from bfmpipe.agents.stack import Stack
 from bfmpipe.config import parse
@@ -60,11 +61,28 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A frozen model and the domain it was trained on; `card` is its config.json."""
+    """A frozen model and the domain it was trained on; `card` is its config.json.
+
+    A model of one's own, made anywhere, needs no directory: `Pretrained(model, domain)`.
+
+    Raises:
+        UserError: for a model that does not fit the domain, or that gives other shapes than the
+            interface has.
+    """
 
     model: Model
     domain: Domain
-    card: Mapping[str, Any]
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail later, or give wrong numbers."""
+        model, domain = self.model, self.domain
+        if (model.obs_dim, model.action_dim) != (domain.obs_dim, domain.action_dim):
+            raise UserError(
+                f"a model of {model.obs_dim} observations and {model.action_dim} actions; "
+                f"{domain.name} has {domain.obs_dim} and {domain.action_dim}"
+            )
+        check_outputs(model)
 
 
 def load(directory: Path | str) -> Pretrained:
@@ -88,12 +106,10 @@ def load(directory: Path | str) -> Pretrained:
         if card.get(name) is None:
             raise UserError(f"{directory}: config.json does not say the model's {name}")
     domain = make_domain(card["domain"], card["domain_settings"])
-    if (model.obs_dim, model.action_dim) != (domain.obs_dim, domain.action_dim):
-        raise UserError(
-            f"{directory}: a model of {model.obs_dim} observations and {model.action_dim} actions; "
-            f"{domain.name} has {domain.obs_dim} and {domain.action_dim}"
-        )
-    return Pretrained(model, domain, card)
+    try:
+        return Pretrained(model, domain, card)
+    except UserError as error:
+        raise UserError(f"{directory}: {error}") from error
 
 
 def infer(

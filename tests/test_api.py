@@ -57,7 +57,28 @@ class Pusher(Model):
 
 @pytest.fixture
 def pusher(pretrained):
-    return api.Pretrained(Pusher(), pretrained.domain, {})
+    return api.Pretrained(Pusher(), pretrained.domain)
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "said"),
+    [
+        # without its heads psi would be averaged over the states
+        ("psi", (2, 2), r"psi gives the shape \(2, 2\) for 2 rows; valid: \(heads, 2, 2\)"),
+        ("psi", (3, 1, 2), r"psi gives the shape \(3, 1, 2\) for 2 rows"),
+        ("phi", (2, 4), r"phi gives the shape \(2, 4\) for 2 rows; valid: \(2, 2\)"),
+        ("actor", (2, 1), r"actor gives the shape \(2, 1\) for 2 rows; valid: \(2, 2\)"),
+    ],
+)
+def test_a_model_of_other_shapes_is_refused(pretrained, monkeypatch, function, given, said):
+    monkeypatch.setattr(Pusher, function, lambda *_: torch.zeros(given))
+    with pytest.raises(UserError, match=rf"test_api\.Pusher: {said}"):
+        api.Pretrained(Pusher(), pretrained.domain)
+
+
+def test_a_model_of_another_domain_is_refused():
+    with pytest.raises(UserError, match="a model of 4 observations and 2 actions; walker has"):
+        api.Pretrained(Pusher(), bfmpipe.make_domain("walker", {}))
 
 
 def adapt(pretrained, tasks, data, **changed):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bfmpipe.config import PresetConfig
 from bfmpipe.kernels import Network, sf_evaluate, sf_evaluate_rows
 from bfmpipe.networks import project_z
+from bfmpipe.types import UserError
 
 
 class AgentConfig(PresetConfig):
@@ -127,6 +128,33 @@ class Model(nn.Module, ABC):
         """n latents (n, d), uniform on the sphere."""
         noise = torch.randn(n, self.z_dim, generator=generator, device=generator.device)
         return project_z(noise)
+
+
+@torch.no_grad()
+def check_outputs(model: Model) -> None:
+    """Refuse a model whose functions give other shapes than the interface has.
+
+    Most of these would be broadcast, and give values that are numbers but wrong.
+
+    Raises:
+        UserError: for the first function that does.
+    """
+    n, d = 2, model.z_dim
+    obs = torch.zeros(n, model.obs_dim).to(model.obs_mean)
+    action = torch.zeros(n, model.action_dim).to(obs)
+    z = torch.ones(n, d).to(obs)
+    for name, wanted, found in (
+        ("phi", (n, d), model.phi(obs)),
+        ("psi", ("heads", n, d), model.psi(obs, action, z)),
+        ("actor", (n, model.action_dim), model.actor(obs, z)),
+    ):
+        shape = tuple(found.shape)
+        free = name == "psi"  # the number of heads
+        if len(shape) != len(wanted) or shape[free:] != wanted[free:]:
+            raise UserError(
+                f"{type(model).__module__}.{type(model).__qualname__}: {name} gives the shape "
+                f"{shape} for {n} rows; valid: ({', '.join(map(str, wanted))})"
+            )
 
 
 class Batch(NamedTuple):
