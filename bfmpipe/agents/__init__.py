@@ -96,8 +96,17 @@ def load_model(directory: Path | str) -> tuple[Model, dict[str, Any]]:
             f"{weights}: is of another model than {CONFIG} beside it, which names weights of "
             "another digest; the two files of a model go together"
         )
+    if _computes(model):
+        model = module.Model(config, card.obs_dim, card.action_dim)
     model.load_state_dict(tensors, assign=True)
     return model.requires_grad_(False).eval(), content
+
+
+def _computes(model: Model) -> bool:
+    """Whether a model made without memory holds tensors that its file of weights does not."""
+    saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+    held = (v for part in model.modules() for v in (*vars(part).values(), *part.buffers(False)))
+    return any(isinstance(v, torch.Tensor) and id(v) not in saved for v in held)
 
 
 def _read_card(path: Path) -> tuple[dict[str, Any], Card]:

@@ -140,6 +140,24 @@ def test_a_loaded_model_acts_and_values_as_the_saved_one(model, tmp_path):
     assert torch.equal(loaded.phi(obs), model.phi(obs))
 
 
+def test_what_a_model_computes_and_does_not_save_is_there_again(model, tmp_path, monkeypatch):
+    class Computing(fb.Model):
+        def __init__(self, config, obs_dim, action_dim):
+            super().__init__(config, obs_dim, action_dim)
+            self.scale = torch.full((action_dim,), 0.5)
+            self.register_buffer("sign", -torch.ones(action_dim), persistent=False)
+
+        def actor(self, obs, z):
+            return self.sign * self.scale * super().actor(obs, z)
+
+    monkeypatch.setattr(fb, "Model", Computing)
+    made = Computing(model.config, model.obs_dim, model.action_dim)
+    save_model(tmp_path, made, CARD)
+    loaded, _ = load_model(tmp_path)
+    obs, z = torch.randn(3, model.obs_dim), model.sample_z(3, torch.Generator())
+    assert torch.equal(loaded.actor(obs, z), made.actor(obs, z))
+
+
 def test_a_loaded_model_is_frozen(model, tmp_path):
     save_model(tmp_path, model, CARD)
     loaded, _ = load_model(tmp_path)
