@@ -32,7 +32,8 @@ def readme(card: Mapping[str, Any], model: Model) -> str:
 
     Args:
         card: what config.json says of the model beside its settings; and `tasks`, families with
-            their settings, and `zero_shot`, a row a task.
+            their settings, and `zero_shot`, a row a task. Of a model made elsewhere, imported or
+            saved by hand, it says nothing of a training.
         model: the model.
     """
     agent, domain = card["agent"], card["domain"]
@@ -40,10 +41,6 @@ def readme(card: Mapping[str, Any], model: Model) -> str:
     defaults = type(model.config)().model_dump(mode="json")
     changed = {name: value for name, value in config.items() if value != defaults[name]}
     parameters = sum(weights.numel() for weights in model.parameters())
-    seeds = card.get("seeds_together")
-    numbers = ", ".join(map(str, seeds or ()))
-    together = f", as one batched model with the seeds {numbers}" if seeds else ""
-    trainer = {**card["trainer"], "seed": card["seed"]}
     families = {
         family: {k: v for k, v in settings.items() if k != "names"}
         for family, settings in card["tasks"].items()
@@ -56,9 +53,8 @@ def readme(card: Mapping[str, Any], model: Model) -> str:
     parts = [
         _HEAD.format(agent=agent, domain=domain),
         f"# {agent} on {domain}\n",
-        f"A behavioural foundation model. Method: {card['paper']}. It was trained without rewards "
-        f"for {card['trainer']['updates']:,} updates with seed {card['seed']}{together}, and has "
-        f"{parameters:,} parameters.\n",
+        f"A behavioural foundation model. Method: {card.get('paper', agent)}. "
+        f"It was {_made(card)}, and has {parameters:,} parameters.\n",
         "## Loading\n",
         _LOADING.format(tasks=example, data="experience" if "env_steps" in card else "data"),
         "## Zero-shot scores\n",
@@ -78,24 +74,52 @@ def readme(card: Mapping[str, Any], model: Model) -> str:
             ),
         ),
         _table(("family", "settings"), ((k, _settings(v)) for k, v in sorted(families.items()))),
-        "## Training\n",
-        _alarm(card),
-        f"The eigenvalues of E[phi phi^T] over the data have the effective rank "
-        f"{card['effective_rank']:.1f} of {config['z_dim']} (the exponential of their entropy).\n",
-        "## Data\n",
-        f"{card['transitions']:,} transitions{_explored(card)}; SHA-256 of the file "
-        f"`{card['dataset_sha256']}`.{_online(card)}\n",
+        *(_training(card) if "trainer" in card else ()),
         "## Settings\n",
         f"Of the domain: {_settings(card['domain_settings'])}.\n",
         f"Of the agent, where they differ from its defaults: {_settings(changed)}.\n",
-        f"Of the training: {_settings(trainer)}.\n",
+        *([f"Of the training: {_settings(_trainer(card))}.\n"] if "trainer" in card else ()),
         "All of the agent's:\n",
         _table(("setting", "value"), ((f"`{k}`", _value(v)) for k, v in sorted(config.items()))),
+        *(_code(card) if "trainer" in card else ()),
+    ]
+    return "\n".join(parts)
+
+
+def _made(card: Mapping[str, Any]) -> str:
+    """How the model came to be; a card without a trainer is of one made elsewhere."""
+    if "trainer" not in card:
+        return "not trained by bfmpipe, but made elsewhere"
+    seeds = card.get("seeds_together")
+    numbers = ", ".join(map(str, seeds or ()))
+    together = f", as one batched model with the seeds {numbers}" if seeds else ""
+    updates = f"{card['trainer']['updates']:,} updates"
+    return f"trained without rewards for {updates} with seed {card['seed']}{together}"
+
+
+def _trainer(card: Mapping[str, Any]) -> dict[str, Any]:
+    return {**card["trainer"], "seed": card["seed"]}
+
+
+def _training(card: Mapping[str, Any]) -> list[str]:
+    return [
+        "## Training\n",
+        _alarm(card),
+        f"The eigenvalues of E[phi phi^T] over the data have the effective rank "
+        f"{card['effective_rank']:.1f} of {card['config']['z_dim']} "
+        "(the exponential of their entropy).\n",
+        "## Data\n",
+        f"{card['transitions']:,} transitions{_explored(card)}; SHA-256 of the file "
+        f"`{card['dataset_sha256']}`.{_online(card)}\n",
+    ]
+
+
+def _code(card: Mapping[str, Any]) -> list[str]:
+    return [
         "## Versions\n",
         _table(("package", "version"), sorted(card["versions"].items())),
         f"Digest of the code: `{card['code']}`.\n",
     ]
-    return "\n".join(parts)
 
 
 def _alarm(card: Mapping[str, Any]) -> str:

@@ -78,7 +78,7 @@ def adapt(
     inferred = [
         read_latents(path, tasks, one) for path, one in zip(latents, pretrained, strict=True)
     ]
-    used = {"adaptation": cfg.method.name, "agents": cfg.agent, "envs": cfg.domain}
+    used = {"adaptation": cfg.method.name, "models": cfg.agent, "envs": cfg.domain}
     checkpoint = Checkpoint(
         curves[0].with_name(f".{curves[0].stem}.checkpoint.safetensors"),
         _identity(provenance("adaptation", "adapt", cfg, **used), model, latents, dataset),

@@ -26,9 +26,11 @@ def describe(cfg: Describe, *, model: Path, zero_shot: Path, card: Path) -> None
     made = origin.settings
     if made["method"]["name"] != "zero-shot":
         raise UserError(f"{zero_shot}: returns of {made['method']['name']}, not of zero-shot")
+    seed = made["seeds"][0]
     whose, asked = (
         f"{of['agent']} on {of['domain']} with seed {seed}"
-        for of, seed in ((made, made["seeds"][0]), (said, said["seed"]))
+        # a model made elsewhere has no seed
+        for of, seed in ((made, seed), (said, said.get("seed", seed)))
     )
     if whose != asked:
         raise UserError(f"{zero_shot}: scores of {whose}, but {model} is {asked}")

@@ -80,6 +80,6 @@ def diagnose(cfg: Diagnose, *, model: Path, dataset: Path, latents: Path, diagno
         "task": [task.name for task in tasks],
         **found._asdict(),
     }
-    origin = provenance("diagnosis", "diagnose", cfg, agents=cfg.agent, envs=cfg.domain)
+    origin = provenance("diagnosis", "diagnose", cfg, models=cfg.agent, envs=cfg.domain)
     write_table(diagnosis, _SCHEMA, columns, origin)
     print(f"{diagnosis}: {len(tasks)} tasks, effective rank {found.effective_rank[0]:.1f}")

@@ -52,7 +52,7 @@ def infer(cfg: Infer, *, model: Path, dataset: Path, latents: Path) -> None:
         "w": latent.w.numpy(),
         "z": latent.z.numpy(),
     }
-    origin = provenance(KIND, "infer", cfg, agents=cfg.agent, envs=cfg.domain)
+    origin = provenance(KIND, "infer", cfg, models=cfg.agent, envs=cfg.domain)
     source = {name: pretrained.card[name] for name in (_DIGEST,) if name in pretrained.card}
     write_table(latents, shape, columns, replace(origin, source=source))
     print(f"{latents}: {len(tasks)} tasks")

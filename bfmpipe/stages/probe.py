@@ -103,7 +103,7 @@ def probe(cfg: Probe, *, model: Path, dataset: Path, latents: Path, scores: Path
                 _SCHEMA.names, (*row, returns.mean(), error, len(returns)), strict=True
             ):
                 table[name].append(value)
-    origin = provenance("probe", "probe", cfg, agents=cfg.agent, envs=cfg.domain)
+    origin = provenance("probe", "probe", cfg, models=cfg.agent, envs=cfg.domain)
     write_table(scores, _SCHEMA, table, origin)
     print(
         f"{scores}: random {random_returns.mean():.1f}, best of {len(z)} latents "

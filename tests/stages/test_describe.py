@@ -98,6 +98,18 @@ def test_a_model_that_was_trained_without_tasks_has_the_same_card(
     assert describe(tiny, zero_shot, tmp_path / "README.md", model=model) == text
 
 
+def test_a_model_made_elsewhere_has_a_card_that_says_so(tiny, zero_shot, edit_card, tmp_path):
+    _, card = load_model(tiny.model)
+    known = {"agent", "domain", "domain_settings", "obs_dim", "action_dim", "config"}
+    trained = dict.fromkeys(card.keys() - known - {"weights_sha256"})
+    text = describe(tiny, zero_shot, tmp_path / "README.md", model=edit_card(**trained))
+    assert "Method: fb. It was not trained by bfmpipe, but made elsewhere, and has" in text
+    assert "| reach | reach_top_left |" in text
+    sections = [line for line in text.splitlines() if line.startswith("## ")]
+    assert sections == ["## Loading", "## Zero-shot scores", "## Settings"]
+    assert "Of the training" not in text
+
+
 def test_the_same_model_has_the_same_card_and_stays_as_it_is(tiny, text, zero_shot, model_copy):
     before = {path.name: path.read_bytes() for path in model_copy.iterdir()}
     assert describe(tiny, zero_shot, model_copy / "README.md", model=model_copy) == text

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from bfmpipe import api
+from bfmpipe import api, plugins
 from bfmpipe.agents import fb, save_model
 from bfmpipe.config import load_yaml
 from bfmpipe.data.tables import read_table
@@ -28,6 +28,22 @@ def infer(tiny, path, **changed):
     settings = tiny.settings("infer", **changed)
     tiny.run("infer", settings=settings, model=tiny.model, dataset=tiny.dataset, latents=path)
     return read_table(path, "latents")[0]
+
+
+def test_a_model_that_is_only_loaded_goes_through_the_stages(tiny, tmp_path, monkeypatch):
+    """An agent's module may have no Agent: the stages after the training do without."""
+    defines = plugins._defines
+    monkeypatch.setattr(plugins, "_defines", lambda path, n: n != "Agent" and defines(path, n))
+    assert plugins.names("agents") == ()
+    files = {"model": tiny.model, "dataset": tiny.dataset, "latents": tmp_path / "latents"}
+    tiny.run("infer", **files)
+    tiny.run("probe", **files, scores=tmp_path / "scores")
+    tiny.run("diagnose", **files, diagnosis=tmp_path / "diagnosis")
+    lists = {name: [path] for name, path in files.items() if name != "dataset"}
+    paths = {name: [tmp_path / name] for name in ("curves", "trajectories")}
+    tiny.run("adapt", **lists, dataset=tiny.dataset, **paths)
+    assert (tmp_path / "latents").read_bytes() == tiny.latents.read_bytes()
+    assert all((tmp_path / name).exists() for name in ("scores", "diagnosis", *paths))
 
 
 def test_every_task_has_weights_and_a_latent_on_the_sphere(tiny):
