@@ -1,9 +1,11 @@
 """The library as its docstring shows it, and what it refuses."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from bfmpipe.envs.batched import BatchedEnv
 from bfmpipe.inference import Inference
 from bfmpipe.types import UserError
 
+DOCS = Path(__file__).parents[1] / "docs"
 LOLA = {"states": 2, "latents": 2, "horizon": 5}
 
 
@@ -79,6 +82,33 @@ def test_a_model_of_other_shapes_is_refused(pretrained, monkeypatch, function, g
 def test_a_model_of_another_domain_is_refused():
     with pytest.raises(UserError, match="a model of 4 observations and 2 actions; walker has"):
         api.Pretrained(Pusher(), bfmpipe.make_domain("walker", {}))
+
+
+OWN_MODEL = re.findall(
+    r"```python\n(.*?)```",
+    DOCS.joinpath("agents.md").read_text().partition("## A model made elsewhere")[2],
+    re.DOTALL,
+)[:3]
+
+
+def test_a_model_of_ones_own_as_the_documentation_has_it(tasks, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    module, use, save = OWN_MODEL
+    done = {"__name__": "my_fb"}
+    exec(module, done)
+    torch.save(done["Model"](done["Config"](), 4, 2).net.state_dict(), "my_fb.pt")
+    exec(use, done)
+    own = done["pretrained"]
+    latent = bfmpipe.infer(own, tasks, data)
+    assert latent.w.shape == latent.z.shape == (2, 32)
+    settings = {"method": "lola", "episodes": 1, "evaluation": Evaluation(episodes=2)}
+    points = list(bfmpipe.adapt(own, tasks, latent, data, settings=LOLA, **settings))
+    assert points[-1].env_steps > 0
+    assert bfmpipe.roam(own, episodes=1).domain == "point_mass_maze"
+    exec(save, done)
+    card = json.loads(Path("my_fb/seed0/config.json").read_text())
+    assert (card["agent"], card["config"]["z_dim"]) == ("my_fb", 32)
 
 
 def adapt(pretrained, tasks, data, **changed):

@@ -41,7 +41,7 @@ class Card(Config):
     """Of the file of weights; models saved by earlier versions do not say it."""
 
 
-def save_model(directory: Path, model: Model, card: Mapping[str, Any]) -> None:
+def save_model(directory: Path | str, model: Model, card: Mapping[str, Any]) -> None:
     """Write `model.safetensors`, and then `config.json`, which has its digest.
 
     Args:
@@ -49,6 +49,7 @@ def save_model(directory: Path, model: Model, card: Mapping[str, Any]) -> None:
         model: the model.
         card: what `config.json` says beside the model's own settings: agent, domain, ...
     """
+    directory = Path(directory)
     save_tensors(directory / WEIGHTS, model.state_dict(), {"kind": "model"})
     config = {
         **card,

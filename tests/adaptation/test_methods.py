@@ -1,7 +1,9 @@
 """What every method must keep to, and what each one is, on the maze with an untrained model."""
 
 import gc
+import re
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from bfmpipe.envs.batched import BatchedEnv
 from bfmpipe.networks import project_z
 from bfmpipe.types import UserError
 
+DOCS = Path(__file__).parents[2] / "docs" / "adaptation.md"
 SETTINGS = {
     "amortised": {
         "training_tasks": 8,
@@ -205,6 +208,18 @@ def test_a_method_that_does_not_keep_to_the_budget_is_refused(spends, says, mess
     starts = start_states(problem.domain, STARTS_CONFIG)
     with pytest.raises(UserError, match=message):
         list(adapt(Careless(problem, spends, says), starts, every=40))
+
+
+def test_a_method_of_ones_own_as_the_documentation_has_it():
+    section = DOCS.read_text().partition("## A method of your own")[2]
+    done = {"__name__": "bfmpipe.adaptation.lola_antithetic"}
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], done)
+    problem = make_problem(budget=200)
+    method = done["Method"](parse(done["Config"], SETTINGS["lola"], "lola"), problem, [0])
+    assert method.method_name() == "lola-antithetic"
+    points = list(adapt(method, start_states(problem.domain, STARTS_CONFIG), every=40))
+    assert points[-1].env_steps == 200
+    assert (points[-1].cosine < 1).all()
 
 
 def test_the_first_evaluation_is_zero_shot_for_all(name):
