@@ -68,6 +68,16 @@ def polyak_update(targets: Sequence[Tensor], online: Sequence[Tensor], tau: floa
     torch._foreach_lerp_(list(targets), [p.detach() for p in online], tau)
 
 
+def step_down(optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor], loss: Tensor) -> None:
+    """One step of an optimiser of these parameters, down the loss."""
+    gradients = torch.autograd.grad(loss, list(parameters))
+    for p, gradient in zip(parameters, gradients, strict=True):
+        # fused ones go through memory and ask for no strides; what vmap gives may be transposed
+        alike = gradient.stride() == p.stride()
+        p.grad = gradient if alike else torch.empty_like(p).copy_(gradient)
+    optimiser.step()
+
+
 class _Policy(nn.Module):
     """pi(s, z), (n, action_dim), of one task."""
 
@@ -132,10 +142,7 @@ class Mover(ABC):
 
     def descend(self, loss: Tensor) -> None:
         """One step down a loss summed over tasks."""
-        gradients = torch.autograd.grad(loss, list(self.parameters))
-        for p, gradient in zip(self.parameters, gradients, strict=True):
-            p.grad = gradient
-        self.optimiser.step()
+        step_down(self.optimiser, self.parameters, loss)
 
     def update_targets(self, tau: float) -> None:
         """Move the targets; a latent has none."""

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bfmpipe.adaptation.actors import ParallelMLP, Stacked, polyak_update
+from bfmpipe.adaptation.actors import ParallelMLP, Stacked, polyak_update, step_down
 from bfmpipe.adaptation.base import Problem
 from bfmpipe.adaptation.draws import Generators
 from bfmpipe.agents import Model
@@ -50,10 +50,7 @@ class Critic(ABC):
         """One step down the squared error."""
         # summed over tasks and critics: none of them feels the others
         loss = self.error(obs, action, z, y).square().mean(-1).sum()
-        gradients = torch.autograd.grad(loss, list(self.parameters))
-        for p, gradient in zip(self.parameters, gradients, strict=True):
-            p.grad = gradient
-        self.optimiser.step()
+        step_down(self.optimiser, self.parameters, loss)
 
     def update_targets(self, tau: float) -> None:
         """Move the target networks."""

@@ -1,5 +1,7 @@
 """Critics, stacked actors and the actor-critic's losses, against closed forms and plain loops."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from bfmpipe.adaptation.critics import (
 from bfmpipe.adaptation.draws import Generators
 from bfmpipe.adaptation.off_policy import Batch, UpdateConfig
 from bfmpipe.adaptation.safe import calibrate
+from bfmpipe.agents import hilp
 from bfmpipe.networks import project_z
 
 from .test_methods import make_problem, small_model
@@ -173,6 +176,63 @@ def test_stacked_actors_are_the_models_actor():
     gradients = [p.grad for p in actors.parameters.values()]
     assert all(bool((g[0] == 0).all()) for g in gradients)
     assert any(bool((g[1] != 0).any()) for g in gradients)
+
+
+def plainly_linear(model):
+    """The same model, with an actor of PyTorch's own layers."""
+    torch.manual_seed(2)
+    first, last = torch.nn.Linear(4 + model.z_dim, 8), torch.nn.Linear(8, 2)
+
+    class Plain(type(model)):
+        def actor(self, obs, z):
+            return self.plain(torch.cat([obs, z], -1)).tanh()
+
+    model.__class__ = Plain
+    model.plain = torch.nn.Sequential(first, torch.nn.Tanh(), last)
+    return model.requires_grad_(False)
+
+
+def test_the_fine_tuned_critics_steps_are_adams_on_each_task_alone():
+    """HILP's psi of differences has phi in it, layers whose gradients vmap gives transposed."""
+    torch.manual_seed(1)
+    small = {"z_dim": 6, "hidden_dim": 8, "feature_hidden_dim": 8, "architecture": "concatenated"}
+    model = hilp.Model(hilp.Config(**small, reward_features="difference"), 4, 2)
+    problem = make_problem(model=model.requires_grad_(False))
+    critic, b, z, w = FinetunedCritic(problem, 1e-3), make_batch(), problem.z, problem.w
+    for _ in range(3):
+        critic.learn(b.obs, b.action, z, b.reward)
+    for t in range(T):
+        alone = copy.deepcopy(model).requires_grad_(True)
+        optimiser = torch.optim.Adam(alone.parameters(), lr=1e-3)
+
+        def value(alone=alone, t=t):
+            return alone.psi(b.obs[t], b.action[t], z[t].expand(N, -1)) @ w[t]
+
+        for _ in range(3):
+            optimiser.zero_grad()
+            (value() - b.reward[t]).square().mean(-1).sum().backward()
+            optimiser.step()
+        torch.testing.assert_close(
+            critic.q(b.obs, b.action, z)[t], value().detach(), rtol=1e-4, atol=1e-3
+        )
+
+
+def test_an_actor_of_any_layers_takes_adams_steps():
+    problem = make_problem(model=plainly_linear(small_model()))
+    mover, b = WeightsMover(problem, 1e-2), make_batch()
+    for _ in range(3):
+        mover.descend((mover.act(b.obs) - b.action).square().mean((1, 2)).sum())
+    for t in range(T):
+        alone = copy.deepcopy(problem.model).requires_grad_(True)
+        z = problem.z[t].expand(N, -1)
+        optimiser = torch.optim.Adam(alone.plain.parameters(), lr=1e-2)
+        for _ in range(3):
+            optimiser.zero_grad()
+            (alone.actor(b.obs[t], z) - b.action[t]).square().mean().backward()
+            optimiser.step()
+        torch.testing.assert_close(
+            mover.act(b.obs)[t].detach(), alone.actor(b.obs[t], z).detach(), rtol=1e-4, atol=1e-5
+        )
 
 
 def learner(problem, mover, *, critic=None, bc_coef=0.0, **settings):
