@@ -9,11 +9,13 @@ and has its own inferred w_j and z_j. A pool of latents z_k, the z_j and those o
 is played once; every training task rewards it, which gives the mean rewards G_jk. From m states
 that z_j passed through, i = 1..m, with rewards r_i, the adapter proposes
 
-    z = proj(z_0 + sum_i a_i phi_i / |phi_i|)    a_i = f(invariants of i and of the whole sample)
+    z = proj(z_0 + sum_i a_i x_i / |x_i|)    a_i = f(invariants of i and of the whole sample)
 
-with an MLP f, and is trained to maximise sum_k softmax_k(beta cos(z, z_k)) G_jk, each task's G
-standardised: what the latents near the proposal earned. f sees scalars that no rotation of the
-latents changes, so that few tasks teach it.
+with an MLP f and x_i the weights of reaching state i: phi_i where a model's w is the expectation
+E[r phi], C^+ phi_i where it is by least squares (`inference.goal`). So with a_i = r_i |x_i| what is
+added to z_0 is what inference makes of the sample. f is trained to maximise
+sum_k softmax_k(beta cos(z, z_k)) G_jk, each task's G standardised: what the latents near the
+proposal earned. It sees scalars that no rotation of the latents changes: few tasks teach it.
 
 Adapting, it plays its current latent for some episodes, proposes from all states so far, and plays
 the proposal; no gradient is taken. The steps of the pool are the model's, spent once for all tasks
@@ -35,7 +37,7 @@ from bfmpipe.config import Config as BaseConfig
 from bfmpipe.envs.batched import BatchedEnv
 from bfmpipe.envs.domain import Domain
 from bfmpipe.inference.goal import infer_goal
-from bfmpipe.inference.reward import Inference, infer
+from bfmpipe.inference.reward import Inference, infer, inverse_covariance
 from bfmpipe.networks import project_z
 from bfmpipe.types import Array, UserError
 
@@ -80,13 +82,13 @@ class Adapter(nn.Module):
             nn.Linear(_INVARIANTS, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), last
         )
 
-    def forward(self, phi: Tensor, reward: Tensor, w: Tensor, z: Tensor) -> Tensor:
-        """Latents (T, d) of features phi (T, m, d), rewards (T, m), w_0 and z_0 (T, d)."""
-        direction = torch.nn.functional.normalize(phi, dim=-1)
+    def forward(self, phi: Tensor, x: Tensor, reward: Tensor, w: Tensor, z: Tensor) -> Tensor:
+        """Latents (T, d) of phi and x (T, m, d), rewards (T, m), w_0 and z_0 (T, d)."""
+        direction = torch.nn.functional.normalize(x, dim=-1)
         scale = reward.abs().mean(1, keepdim=True).clamp_min(1e-8)
         r = reward / scale
         fit = (phi * w[:, None]).sum(-1) / scale
-        earned = torch.nn.functional.normalize((r[..., None] * phi).mean(1), dim=-1)
+        earned = torch.nn.functional.normalize((r[..., None] * x).mean(1), dim=-1)
         start = torch.nn.functional.normalize(z, dim=-1)
         invariants = torch.stack(
             [
@@ -120,6 +122,8 @@ class Method(BaseMethod):
                 for _ in problem.models
             ]
         """One a model."""
+        self.to_weights: list[Tensor | None] = [None] * len(problem.models)
+        """The matrices C^+ from rows phi to rows x, one a model; None where x is phi."""
         self.trained = False
         tasks = len(problem.tasks)
         self.phi = torch.empty(tasks, 0, problem.z.shape[-1], device=problem.device)
@@ -143,12 +147,14 @@ class Method(BaseMethod):
             return False
         if not self.trained:
             sources = zip(self.problem.models, self.draws.numpy, self.draws.torch, strict=True)
-            self.adapters = [self._train(*source) for source in sources]
+            pairs = [self._train(*source) for source in sources]
+            self.adapters = [adapter for adapter, _ in pairs]
+            self.to_weights = [matrix for _, matrix in pairs]
             self.trained = True
         self._collect()
         inputs = (self.phi, self.reward, self.problem.w, self.problem.z)
         of_models = (x.chunk(len(self.adapters)) for x in inputs)
-        each = zip(self.adapters, self.draws.torch, *of_models, strict=True)
+        each = zip(self.adapters, self.to_weights, self.draws.torch, *of_models, strict=True)
         self.z = torch.cat([self._propose(*one) for one in each])
         return True
 
@@ -156,6 +162,7 @@ class Method(BaseMethod):
     def _propose(
         self,
         adapter: Adapter,
+        to_weights: Tensor | None,
         generator: torch.Generator,
         phi: Tensor,
         reward: Tensor,
@@ -165,7 +172,8 @@ class Method(BaseMethod):
         """Latents of one model's tasks, from some of the states they passed."""
         rows = torch.randperm(phi.shape[1], generator=generator)[: self.config.context]
         rows = rows.to(phi.device)
-        proposal: Tensor = adapter(phi[:, rows], reward[:, rows], w, z)
+        some = phi[:, rows]
+        proposal: Tensor = adapter(some, _weights(some, to_weights), reward[:, rows], w, z)
         return proposal
 
     @torch.no_grad()
@@ -185,21 +193,26 @@ class Method(BaseMethod):
         check_finite(self.reward, problem, "a reward")
         self.env_steps += self.steps
 
-    def _train(self, model: Model, rng: np.random.Generator, generator: torch.Generator) -> Adapter:
-        """The adapter of a model, trained on tasks of its own."""
-        c = self.config
+    def _train(
+        self, model: Model, rng: np.random.Generator, generator: torch.Generator
+    ) -> tuple[Adapter, Tensor | None]:
+        """The adapter of a model, trained on tasks of its own, and the matrix of `to_weights`."""
+        c, how, to_weights = self.config, Inference(), None
         with torch.no_grad():
             obs, weights = self._training_tasks(model, rng, generator)
             z, w, reward = weights
             goals = obs[torch.randint(len(obs), (c.pool,), generator=generator).to(obs.device)]
-            latents = torch.cat([z, infer_goal(model, goals, Inference(), obs).z])
+            latents = torch.cat([z, infer_goal(model, goals, how, obs).z])
+            if how.of(model) == "least-squares":
+                to_weights = inverse_covariance(model.phi(obs))
             starts = self.problem.domain.start_states(c.pool_starts, rng)
             context, context_reward, earned = self._play_pool(model, latents, starts, reward)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(rng.integers(2**31)))
             adapter = Adapter(c.hidden_dim).to(self.problem.device)
-        fit(adapter, context, context_reward, w, z, latents, earned, c, generator)
-        return adapter.requires_grad_(False)
+        x = _weights(context, to_weights)
+        fit(adapter, context, x, context_reward, w, z, latents, earned, c, generator)
+        return adapter.requires_grad_(False), to_weights
 
     def _training_tasks(
         self, model: Model, rng: np.random.Generator, generator: torch.Generator
@@ -251,9 +264,15 @@ class Method(BaseMethod):
         return torch.cat(seen, 1), torch.cat(rewards, 1), earned
 
 
+def _weights(phi: Tensor, to_weights: Tensor | None) -> Tensor:
+    """Rows x of rows phi (..., d)."""
+    return phi if to_weights is None else (phi.double() @ to_weights).to(phi)
+
+
 def fit(
     adapter: Adapter,
     phi: Tensor,
+    x: Tensor,
     reward: Tensor,
     w: Tensor,
     z: Tensor,
@@ -267,6 +286,7 @@ def fit(
     Args:
         adapter: what is trained.
         phi: (J, m, d), features of states that each task's z_0 passed.
+        x: (J, m, d), the weights of reaching them.
         reward: (J, m), the task's rewards there.
         w: (J, d), inferred.
         z: (J, d), z_0.
@@ -280,7 +300,7 @@ def fit(
     optimiser = torch.optim.Adam(adapter.parameters(), lr=config.learning_rate)
     for _ in range(config.updates):
         rows = torch.randint(phi.shape[1], (config.context,), generator=generator).to(phi.device)
-        proposal = adapter(phi[:, rows], reward[:, rows], w, z)
+        proposal = adapter(phi[:, rows], x[:, rows], reward[:, rows], w, z)
         near = torch.nn.functional.normalize(proposal, dim=-1) @ direction.mT
         loss = -((config.beta * near).softmax(-1) * score).sum(-1).mean()
         optimiser.zero_grad(set_to_none=True)

@@ -8,9 +8,11 @@ import torch
 
 from bfmpipe.adaptation.amortised import Adapter, Config, Ramps, fit, standardised
 from bfmpipe.adaptation.protocol import Evaluation, evaluate, start_states
+from bfmpipe.inference.goal import infer_goal
+from bfmpipe.inference.reward import Inference
 from bfmpipe.networks import project_z
 from bfmpipe.types import UserError
-from tests.adaptation.test_methods import make, make_problem
+from tests.adaptation.test_methods import make, make_problem, small_model
 
 T, M, D = 3, 20, 6
 
@@ -32,24 +34,28 @@ def trained_adapter():
 
 def test_untrained_it_proposes_the_inferred_latent():
     phi, reward, w, z = inputs()
-    torch.testing.assert_close(Adapter(16)(phi, reward, w, z), z)
+    torch.testing.assert_close(Adapter(16)(phi, phi, reward, w, z), z)
 
 
 def test_a_rotation_of_the_latents_rotates_the_proposal():
     phi, reward, w, z = inputs()
     rotation = torch.linalg.qr(torch.randn(D, D))[0]
     adapter = trained_adapter()
-    turned = adapter(phi @ rotation, reward, w @ rotation, z @ rotation)
-    torch.testing.assert_close(turned, adapter(phi, reward, w, z) @ rotation, rtol=1e-4, atol=1e-5)
+    x = phi * torch.rand(D)
+    turned = adapter(phi @ rotation, x @ rotation, reward, w @ rotation, z @ rotation)
+    expected = adapter(phi, x, reward, w, z) @ rotation
+    torch.testing.assert_close(turned, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_order_of_the_states_and_the_scale_of_the_reward_do_not_matter():
     phi, reward, w, z = inputs()
     adapter = trained_adapter()
     order = torch.randperm(M)
-    expected = adapter(phi, reward, w, z)
-    torch.testing.assert_close(adapter(phi[:, order], reward[:, order], w, z), expected)
-    torch.testing.assert_close(adapter(phi, 7 * reward, 7 * w, z), expected)
+    x = phi * torch.rand(D)
+    expected = adapter(phi, x, reward, w, z)
+    again = adapter(phi[:, order], x[:, order], reward[:, order], w, z)
+    torch.testing.assert_close(again, expected)
+    torch.testing.assert_close(adapter(phi, x, 7 * reward, 7 * w, z), expected)
 
 
 def test_ramps_pay_between_their_ends():
@@ -74,12 +80,40 @@ def test_trained_on_some_tasks_it_finds_the_targets_of_others():
     torch.manual_seed(0)
     adapter = Adapter(32)
     config = Config(updates=300, context=60, learning_rate=1e-2)
-    fit(adapter, phi, reward, z, z, latents, earned, config, torch.Generator().manual_seed(0))
+    fit(adapter, phi, phi, reward, z, z, latents, earned, config, torch.Generator().manual_seed(0))
     target, phi, reward, z, *_ = hidden_targets(1)
     before = torch.cosine_similarity(z, target, dim=-1).mean()
-    after = torch.cosine_similarity(adapter(phi, reward, z, z), target, dim=-1).mean()
+    after = torch.cosine_similarity(adapter(phi, phi, reward, z, z), target, dim=-1).mean()
     assert before < 0.5
     assert after > 0.85
+
+
+class OfRewards(torch.nn.Module):
+    """a_i = r_i but for a factor: the first of the invariants."""
+
+    def forward(self, invariants):
+        return invariants[..., :1]
+
+
+@pytest.mark.parametrize("weights", ["expectation", "least-squares"])
+def test_a_rewarded_state_pulls_to_the_latent_of_reaching_it(weights):
+    model = small_model()
+    model.inference_weights = weights
+    problem = make_problem(model=model)
+    method = make("amortised", problem, samples=100_000)
+    assert method.advance()
+    method.adapters[0].layers = OfRewards()
+    seen = torch.from_numpy(problem.visited_obs)
+    z = problem.z[:1]
+    for state in range(3):
+        reward = torch.zeros(1, len(seen))
+        reward[0, state] = 1
+        inputs = model.phi(seen)[None], reward, problem.w[:1], z
+        order = torch.Generator().manual_seed(0)
+        (found,) = method._propose(method.adapters[0], method.to_weights[0], order, *inputs)
+        (wanted,) = infer_goal(model, seen[[state]], Inference(), seen).z
+        moved, towards = (v - (v @ z[0]) / D * z[0] for v in (found, wanted))
+        assert float(torch.cosine_similarity(moved, towards, dim=0)) > 0.99
 
 
 def test_tasks_whose_latents_all_earn_the_same_count_nothing():
