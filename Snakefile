@@ -36,7 +36,11 @@ R = exp.results
 OUT = f"{R}/{exp.name}" if exp.name else R  # what sums the runs up
 MODEL = f"{R}/{{domain}}/{{agent}}/seed{{seed}}"
 # bfmpipe is the one installed beside the snakemake that runs.
-shell.prefix(f"set -euo pipefail; export PATH='{Path(sys.executable).parent}':$PATH; ")
+# A log that cannot be written, on a full disk, fails no job: a training would have been in vain.
+shell.prefix(
+    f"set -euo pipefail; export PATH='{Path(sys.executable).parent}':$PATH; "
+    'tee() {{ command tee "$@" || true; }}; '
+)
 
 
 wildcard_constraints:

@@ -101,3 +101,16 @@ def test_killed_in_pretraining_and_in_adaptation_the_same_command_finishes_with_
     finished = outputs(tmp_path)
     assert finished.keys() == undisturbed.keys()
     assert [name for name, content in finished.items() if undisturbed[name] != content] == []
+
+
+def test_a_log_that_cannot_be_written_fails_no_job(checkout, tmp_path, monkeypatch):
+    """A job that fails loses its results, and a training removes its checkpoint before its end."""
+    full = tmp_path / "bin" / "tee"  # as on a full disk: what it cannot write it still passes on
+    full.parent.mkdir()
+    full.write_text("#!/bin/sh\ncat\nexit 1\n")
+    full.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{full.parent}:{os.environ['PATH']}")
+    target = "results/smoke/point_mass_maze/data.parquet"
+    done = checkout.run(tmp_path, target)
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / target).exists()
