@@ -155,7 +155,10 @@ def _run(name: str, argv: list[str]) -> None:
     print(shlex.join(words), file=sys.stderr, flush=True)
     stage(cfg, **given)
     if cost is not None:
-        timing.write(cost)
+        try:
+            timing.write(cost)
+        except (OSError, UserError) as error:  # a job that failed would lose what it has made
+            print(f"warning: what this job cost is not known: {error}", file=sys.stderr)
 
 
 _DOCTOR = "say what was built, and check every kernel against its reference on this machine"

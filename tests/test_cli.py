@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bfmpipe.cli import NAMES, let_threads_sleep, main
+from bfmpipe.report import timing
 
 
 def files(tiny, tmp_path, stage):
@@ -119,6 +120,24 @@ def test_the_stage_adapt_runs_as_before(tiny, tmp_path, capsys):
     assert main(command("adapt", tiny.settings("adapt"), paths)) == 0
     assert str(paths["curves"]) in capsys.readouterr().out
     assert paths["trajectories"].is_file()
+
+
+def test_a_job_whose_cost_cannot_be_written_has_what_it_made(tiny, tmp_path, capsys, monkeypatch):
+    """Snakemake removes the results of a job that fails, and a training its checkpoint before."""
+
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device", "there")
+
+    monkeypatch.setattr(timing, "spent", full)
+    paths, cost = files(tiny, tmp_path, "adapt"), tmp_path / "cost.json"
+    cost.write_text("of an earlier run")
+    argv = [*command("adapt", tiny.settings("adapt"), paths), "--cost", str(cost)]
+    assert main(argv) == 0
+    assert (
+        "warning: what this job cost is not known: [Errno 28] No space" in capsys.readouterr().err
+    )
+    assert paths["curves"].is_file()
+    assert not cost.exists()
 
 
 def test_the_list_of_stages_is_that_of_the_modules():

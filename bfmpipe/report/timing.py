@@ -52,7 +52,8 @@ def spent() -> Cost:
 
 
 def write(file: Path) -> None:
-    """Store what this process has cost."""
+    """Store what this process has cost, or at least nothing of an earlier one."""
+    file.unlink(missing_ok=True)
     with replacing(file) as path:
         path.write_text(json.dumps(asdict(spent())) + "\n", encoding="utf-8")
 
