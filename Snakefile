@@ -106,6 +106,16 @@ onsuccess:
             print(f"{name}{path}")
 
 
+onerror:
+    # in one place: what else was printed may be of a whole night
+    for job in sorted(workflow.scheduler.failed, key=lambda job: str(job.log)):
+        there = filter(Path.exists, map(Path, job.log))
+        said = "".join(file.read_text("utf-8", "replace") for file in there)
+        last = said.strip().rpartition("\n")[2] or "it has logged nothing"
+        print(f"failed: {job.name} {', '.join(job.wildcards)}: {last}")
+        print(f"    {job.log}")
+
+
 rule collect:
     """Explore a domain without rewards."""
     output:

@@ -170,6 +170,25 @@ def test_a_run_names_the_report_only_where_there_is_one(checkout, tmp_path):
     ]
 
 
+@pytest.mark.slow
+def test_a_run_ends_with_what_failed_and_what_it_said_last(checkout, tmp_path):
+    data = tmp_path / "results/smoke/point_mass_maze/data.parquet"
+    data.parent.mkdir(parents=True)
+    data.write_text("no table")
+    targets = [f"{MODELS}/seed{seed}/losses.parquet" for seed in (0, 1)]
+    driver = snakemake(checkout, tmp_path, "--cores", "2", "--keep-going", "--", *targets)
+    assert driver.wait() == 1
+    printed = (tmp_path / "driver.log").read_text()
+    error = "results/smoke/point_mass_maze/data.parquet: is text, not a Parquet file"
+    assert re.findall("^failed: (.*)\n    (.*)", printed, re.M) == [
+        (
+            f"pretrain point_mass_maze, fb, {seed}: bfmpipe pretrain: error: {error}",
+            f"results/smoke/logs/pretrain/point_mass_maze-fb-seed{seed}.log",
+        )
+        for seed in (0, 1)
+    ]
+
+
 def missing() -> str:
     """Why nothing can be submitted here."""
     if not HAS_PLUGIN:
