@@ -1,7 +1,7 @@
 """The checkpoint of an adaptation: killed, it goes on from there and ends in the same bytes."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,22 @@ class Checkpoint:
         path: of the file; it need not be there.
         identity: JSON-able, what an adaptation must agree with to go on: settings, code, models,
             seeds and so on.
+        spent: what the adaptation has cost so far, by any names.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        identity: Mapping[str, Any],
+        spent: Callable[[], Mapping[str, float]] = dict,
+    ) -> None:
         self.path = path
         self.identity = identity
         self.env_steps = 0
         """Of the checkpoint that it went on from, a task."""
+        self.spent: Mapping[str, float] = {}
+        """What had been spent when that was written."""
+        self._spent = spent
         self._fresh: State | None = None
         self._clock: checkpoints.Clock | None = None
 
@@ -64,7 +73,7 @@ class Checkpoint:
             said = str(error).partition(f"; {MADE_AGAIN}")[0]
             print(f"warning: {said}; the adaptation begins anew", file=sys.stderr)
             return []
-        self.env_steps = method.env_steps
+        self.env_steps, self.spent = method.env_steps, header["spent"]
         columns = (tensors[name].numpy() for name in _EVALUATED)
         return [
             Evaluated(steps, returns, np.empty((0, len(z), 0, 0)), z, cosine)
@@ -101,6 +110,7 @@ class Checkpoint:
             "tree": state.tree,
             "places": state.places,
             "env_steps": [one.env_steps for one in evaluations],
+            "spent": dict(self._spent()),
         }
         save_tensors(self.path, tensors, header)
 

@@ -372,7 +372,7 @@ def _cost(results: Results) -> Iterable[Markup]:
             "A model is adapted to all tasks of all families side by side, and where a job had the "
             "models of several seeds its time is divided by them. Times include start-up and the "
             "evaluations, which the steps they are divided by do not. Of a job that was killed "
-            "and resumed they are the last attempt's.",
+            "they leave out what came after the checkpoint that it went on from.",
             class_="note",
         )
 

@@ -36,18 +36,28 @@ class Job(Cost):
     name: str
 
 
+_before = Cost(0.0, 0.0, 0.0)
+
+
+def went_on(before: Cost) -> None:
+    """Count from here on what a job had cost, in processes before, where this one goes on."""
+    global _before
+    _before = before
+
+
 def spent() -> Cost:
     """What this process has cost since it started, with its children that have ended.
 
-    Of a job that was killed and went on, that is the last attempt.
+    Of a job that was killed, that is the last attempt, and what `went_on` was told of.
     """
     # field 22 of stat(5), counted behind the name, which may hold spaces: ticks since the boot
     started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    wall = time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
     return Cost(
-        wall=time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK"),
-        cpu=sum(u.ru_utime + u.ru_stime for u in used),
-        memory=max(u.ru_maxrss for u in used) / 1024,
+        wall=_before.wall + wall,
+        cpu=_before.cpu + sum(u.ru_utime + u.ru_stime for u in used),
+        memory=max(_before.memory, *(u.ru_maxrss / 1024 for u in used)),
     )
 
 

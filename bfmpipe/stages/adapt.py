@@ -21,6 +21,7 @@ from bfmpipe.envs.batched import threads
 from bfmpipe.envs.domain import Task
 from bfmpipe.files import file_digest
 from bfmpipe.progress import progress
+from bfmpipe.report import timing
 from bfmpipe.stages.infer import read_latents, read_model
 from bfmpipe.stages.sections import Families, Plugin, provenance
 from bfmpipe.types import UserError
@@ -82,6 +83,7 @@ def adapt(
     checkpoint = Checkpoint(
         curves[0].with_name(f".{curves[0].stem}.checkpoint.safetensors"),
         _identity(provenance("adaptation", "adapt", cfg, **used), model, latents, dataset),
+        spent=lambda: asdict(timing.spent()),
     )
     points: list[tuple[Evaluated, ...]] = []
     which = " ".join(map(str, cfg.seeds))
@@ -105,6 +107,7 @@ def adapt(
     with progress(budget, name, "step") as bar:
         for point in evaluations:
             if checkpoint.env_steps and not points:
+                timing.went_on(timing.Cost(**checkpoint.spent))
                 bar.write(
                     f"{name}: goes on after {checkpoint.env_steps:,} environment steps a task",
                     file=sys.stderr,

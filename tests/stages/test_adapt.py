@@ -20,6 +20,7 @@ from bfmpipe.config import parse
 from bfmpipe.data import checkpoints
 from bfmpipe.data.tables import read_table
 from bfmpipe.kernels.extension import cuda_problem
+from bfmpipe.report import timing
 from bfmpipe.types import UserError
 
 OFF_POLICY = {"nenv": 2, "batch": 8, "warmup_steps": 10}
@@ -383,6 +384,19 @@ def test_it_goes_on_from_the_last_evaluation_too(tiny, tmp_path, interrupted, we
     assert "warning" not in capsys.readouterr().err
     (tmp_path / "straight").mkdir()
     assert resumed == finish(tiny, tmp_path / "straight")
+
+
+def test_it_counts_what_it_had_cost_before_it_was_killed(tiny, interrupted, monkeypatch):
+    """Or a method whose job was killed would cost less than another, in the verdict of a claim."""
+    monkeypatch.setattr(timing, "_before", timing.Cost(wall=1000.0, cpu=500.0, memory=1e6))
+    kept = interrupted()
+    monkeypatch.setattr(timing, "_before", timing.Cost(0.0, 0.0, 0.0))  # another process
+    assert timing.spent().wall < 1000
+    finish(tiny, kept.parent)
+    cost = timing.spent()
+    assert cost.wall > 1000
+    assert cost.cpu > 500
+    assert cost.memory == 1e6
 
 
 @pytest.mark.parametrize(
