@@ -111,9 +111,9 @@ onerror:
     for job in sorted(workflow.scheduler.failed, key=lambda job: str(job.log)):
         there = filter(Path.exists, map(Path, job.log))
         said = "".join(file.read_text("utf-8", "replace") for file in there)
-        last = said.strip().rpartition("\n")[2] or "it has logged nothing"
-        print(f"failed: {job.name} {', '.join(job.wildcards)}: {last}")
-        print(f"    {job.log}")
+        last = said.strip().rpartition("\n")[2] or "nothing"
+        print(f"failed: {job.name} {', '.join(job.wildcards)}; {job.log} ends in")
+        print(f"    {last}")
 
 
 rule collect:
