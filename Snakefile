@@ -88,7 +88,7 @@ onstart:
         needed = list(workflow.dag.needrun_jobs())
         try:
             if {job.rule.name for job in needed} & {"pretrain", "pretrain_online"}:
-                check_device(exp.pretrain.device, "pretrain.device")
+                check_device(exp.trainer.device, "pretrain.device")
             for method in {
                 j.wildcards.method for j in needed if j.rule.name == "adapt"
             }:
@@ -157,7 +157,7 @@ rule coverage:
         " --cost {params.cost} 2>&1 | tee -a {log}"
 
 
-if exp.pretrain.seeds_together:  # one job trains all models of a domain and agent
+if exp.trainer.seeds_together:  # one job trains all models of a domain and agent
     TRAINED = expand(MODEL, seed=exp.seeds, allow_missing=True)
     TRAINING = "{domain}-{agent}"
 else:
@@ -185,12 +185,12 @@ rule pretrain:
     benchmark:
         f"{R}/benchmarks/pretrain/{TRAINING}.tsv"
     wildcard_constraints:
-        agent=only(agent for agent in exp.agents if agent not in exp.online),
+        agent=only(a for a in exp.agents if a not in {*exp.online, *exp.finished}),
     priority: 10  # everything else waits for it
     resources:
         mem_mb=growing(8000),
         runtime=1440,  # no more in a retry, which goes on where it was
-        gpu=int(exp.pretrain.device == "cuda"),
+        gpu=int(exp.trainer.device == "cuda"),
     params:
         cfg=cfg("pretrain"),
         code=code("pretrain"),
@@ -223,13 +223,38 @@ use rule pretrain as pretrain_online with:
     resources:
         mem_mb=growing(16000),  # it remembers its episodes
         runtime=1440,
-        gpu=int(exp.pretrain.device == "cuda"),
+        gpu=int(exp.trainer.device == "cuda"),
     params:
         cfg=cfg("pretrain"),
         code=code("pretrain"),
         cost=f"{R}/benchmarks/pretrain/{{domain}}-{{agent}}-seed{{seed}}.json",
         model=lambda wildcards, output: Path(output.config).parent,
         experience=lambda wildcards, output: output.experience,
+
+
+rule adopt:
+    """Take over a model that is finished."""
+    input:
+        config=lambda wildcards: f"{exp.pretrained(**wildcards)}/config.json",
+        weights=lambda wildcards: f"{exp.pretrained(**wildcards)}/model.safetensors",
+    output:
+        config=f"{MODEL}/model/config.json",
+        weights=f"{MODEL}/model/model.safetensors",
+    log:
+        f"{R}/logs/adopt/{{domain}}-{{agent}}-seed{{seed}}.log",
+    benchmark:
+        f"{R}/benchmarks/adopt/{{domain}}-{{agent}}-seed{{seed}}.tsv"
+    wildcard_constraints:
+        agent=only(exp.finished),
+    params:
+        cfg=cfg("adopt"),
+        code=code("adopt"),
+        cost=f"{R}/benchmarks/adopt/{{domain}}-{{agent}}-seed{{seed}}.json",
+        pretrained=subpath(input.config, parent=True),
+        model=subpath(output.config, parent=True),
+    shell:
+        "bfmpipe adopt --cfg {params.cfg:q} --pretrained {params.pretrained:q}"
+        " --model {params.model} --cost {params.cost} 2>&1 | tee -a {log}"
 
 
 def states_of(wildcards):
@@ -379,6 +404,12 @@ rule describe:
 
 
 ALL_MODELS = expand(MODEL, domain=exp.domains, agent=exp.agents, seed=exp.seeds)
+TRAINED_HERE = expand(
+    MODEL,
+    domain=exp.domains,
+    agent=[agent for agent in exp.agents if agent not in exp.finished],
+    seed=exp.seeds,
+)
 ADAPTED = expand("{model}/adapt/{method}", model=ALL_MODELS, method=exp.methods)
 
 
@@ -434,6 +465,13 @@ def of_agent(path):
     return expand(f"{MODEL}/{path}", seed=exp.seeds, allow_missing=True)
 
 
+def of_training(path):
+    """The same of a training; none where the models were finished."""
+    return lambda wildcards: (
+        [] if wildcards.agent in exp.finished else expand(of_agent(path), **wildcards)
+    )
+
+
 rule plot:
     """Draw every figure of one domain and agent, as PDF and PNG."""
     input:
@@ -442,9 +480,9 @@ rule plot:
         summary=rules.tabulate.output.summary,
         best_of=rules.tabulate.output.best_of,
         probe=of_agent("probe.parquet"),
-        losses=of_agent("losses.parquet"),
-        evaluations=of_agent("evaluations.parquet"),
-        spectrum=of_agent("spectrum.parquet"),
+        losses=of_training("losses.parquet"),
+        evaluations=of_training("evaluations.parquet"),
+        spectrum=of_training("spectrum.parquet"),
         diagnosis=of_agent("diagnosis.parquet"),
         trajectories=expand(
             of_agent("adapt/{method}.trajectories.parquet"),
@@ -479,7 +517,7 @@ rule report:
         summary=rules.tabulate.output.summary,
         best_of=rules.tabulate.output.best_of,
         verdicts=rules.judge.output.verdicts,
-        losses=expand("{model}/losses.parquet", model=ALL_MODELS),
+        losses=expand("{model}/losses.parquet", model=TRAINED_HERE),
         figures=expand(rules.plot.output.figures, domain=exp.domains, agent=exp.agents),
     output:
         page=f"{OUT}/report.html",

@@ -330,6 +330,7 @@ def roam(cfg: Roaming, *, model: Path, data: Path) -> None:
             "bfmpipe.inference.roaming",
             plugins.module_name("envs", domain.name),
             plugins.module_name("models", pretrained.card["agent"]),
+            own=plugins.own_directory(),
         ),
         source={"weights_sha256": file_digest(model / WEIGHTS)},
     )

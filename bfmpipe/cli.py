@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from bfmpipe import stages
+from bfmpipe import plugins, stages
 from bfmpipe.config import canonical, parse
 from bfmpipe.report import timing
 from bfmpipe.types import UserError, meant
@@ -152,7 +152,9 @@ def _run(name: str, argv: list[str]) -> None:
     words = ["bfmpipe", name, f"--{cfg_name}", canonical(cfg)]
     for file, path in given.items():
         words += [f"--{file}", *map(str, path if isinstance(path, list) else [path])]
-    print(shlex.join(words), file=sys.stderr, flush=True)
+    own = plugins.own_directory()
+    where = "" if own is None else f"{plugins.VARIABLE}={shlex.quote(str(own))} "
+    print(where + shlex.join(words), file=sys.stderr, flush=True)
     stage(cfg, **given)
     if cost is not None:
         try:

@@ -18,7 +18,7 @@ _PACKAGE = Path(__file__).parent
 _CSRC_SUFFIXES = {".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".cmake", ".txt"}
 
 
-def digest(*modules: str, root: Path = _PACKAGE) -> str:
+def digest(*modules: str, own: Path | None = None, root: Path = _PACKAGE) -> str:
     """Hash what ``modules`` can reach inside the package: 16 hexadecimal digits.
 
     Hashed are the syntax trees of the reachable modules without comments and docstrings, the
@@ -30,18 +30,20 @@ def digest(*modules: str, root: Path = _PACKAGE) -> str:
 
     Args:
         modules: dotted names, such as ``"bfmpipe.stages.pretrain"``.
+        own: a directory with further modules of the package's packages (``plugins``).
         root: the package's directory; its name is the package's name.
 
     Raises:
         UserError: a name is no module of the package.
     """
-    found = _closure(modules, root)
+    found = _closure(modules, root, own)
     total = hashlib.sha256()
     for name in sorted(found):
         path = found[name]
         _add(total, name, _read(path, name).tree)
         for file in _beside(path):
-            _add(total, file.relative_to(root).as_posix(), file.read_bytes())
+            home = root if file.is_relative_to(root) else own
+            _add(total, str(file.relative_to(home or root).as_posix()), file.read_bytes())
     if f"{root.name}.kernels" in found:
         csrc = root.parent / "csrc"
         for file in sorted(csrc.rglob("*")):
@@ -50,7 +52,7 @@ def digest(*modules: str, root: Path = _PACKAGE) -> str:
     return total.hexdigest()[:16]
 
 
-def reachable(*modules: str, root: Path = _PACKAGE) -> tuple[str, ...]:
+def reachable(*modules: str, own: Path | None = None, root: Path = _PACKAGE) -> tuple[str, ...]:
     """Name the modules of the package that ``modules`` import, directly or not, sorted.
 
     ``modules`` themselves and the packages that hold a reached module are included. The top
@@ -58,7 +60,7 @@ def reachable(*modules: str, root: Path = _PACKAGE) -> tuple[str, ...]:
     following it would reach everything. Imports inside functions are followed, imports under
     ``if TYPE_CHECKING:`` are not. Arguments and errors are those of `digest`.
     """
-    return tuple(sorted(_closure(modules, root)))
+    return tuple(sorted(_closure(modules, root, own)))
 
 
 def source_digest(source: bytes, filename: str) -> str:
@@ -74,11 +76,11 @@ def source_digest(source: bytes, filename: str) -> str:
     return hashlib.sha256(_parse(source, "", filename).tree).hexdigest()[:16]
 
 
-def _closure(modules: tuple[str, ...], root: Path) -> dict[str, Path]:
+def _closure(modules: tuple[str, ...], root: Path, own: Path | None) -> dict[str, Path]:
     """Map the name of every reachable module to its file."""
     found: dict[str, Path] = {}
     for name in modules:
-        path = _locate(name, root)
+        path = _locate(name, root, own)
         if path is None:
             raise UserError(f"no module '{name}' in {root.name} ({root})")
         found[name] = path
@@ -88,20 +90,21 @@ def _closure(modules: tuple[str, ...], root: Path) -> dict[str, Path]:
         for candidate in (*_parents(name), *_read(found[name], name).imports):
             if candidate in found or candidate == root.name:
                 continue
-            path = _locate(candidate, root)
+            path = _locate(candidate, root, own)
             if path is not None:
                 found[candidate] = path
                 todo.append(candidate)
     return found
 
 
-def _locate(name: str, root: Path) -> Path | None:
+def _locate(name: str, root: Path, own: Path | None) -> Path | None:
     """Find the file of a module of the package; None for anything else."""
     package, *parts = name.split(".")
     if package != root.name or not all(part.isidentifier() for part in parts):
         return None
-    stem = root.joinpath(*parts)
-    candidates = (stem / "__init__.py", stem.with_name(f"{stem.name}.py"))
+    homes = (root, own) if own is not None and len(parts) > 1 else (root,)
+    stems = [home.joinpath(*parts) for home in homes]
+    candidates = (p for s in stems for p in (s / "__init__.py", s.with_name(f"{s.name}.py")))
     return next((path for path in candidates if path.is_file()), None)
 
 

@@ -6,6 +6,7 @@ The Snakefile asks for one stage's settings at a time, so that a change elsewher
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
@@ -16,7 +17,7 @@ from pydantic import Discriminator, Field, JsonValue, Tag, field_validator
 from bfmpipe import plugins
 from bfmpipe.adaptation.diagnosis import DiagnosisConfig
 from bfmpipe.adaptation.protocol import Evaluation
-from bfmpipe.agents import online
+from bfmpipe.agents import CONFIG, WEIGHTS, online
 from bfmpipe.agents.event_files import check as check_tensorboard
 from bfmpipe.agents.trainer import TrainerConfig
 from bfmpipe.config import Config, canonical, load_yaml, parse, spelt
@@ -39,6 +40,7 @@ Settings = dict[str, JsonValue]
 
 Device = Literal["cpu", "cuda"]
 
+_PRETRAINED = "pretrained"
 _DIRECTORIES = ("benchmarks", "figures", "logs", "tables")
 """Those below `results` that are no domain's and no experiment's."""
 
@@ -113,6 +115,9 @@ class Experiment(Config):
     """Where below `results` tables, figures and the report go, so that experiments can share data,
     models and adaptations; letters, digits and ._- only."""
     agents: dict[str, Settings] = Field(min_length=1)
+    """By the name of their module. One whose only setting is `pretrained` is not trained: that is
+    where its models are, a path with `{domain}` and `{seed}` in it, relative to the working
+    directory."""
     methods: dict[
         Annotated[str, spelt(r"[a-z0-9-]+", "made of small letters, digits and - only")], Settings
     ] = Field(min_length=1)
@@ -120,11 +125,14 @@ class Experiment(Config):
     settings: the same method in variants."""
     select: tuple[str, ...] = ()
     """Which of the methods are run; all of them by default."""
+    plugins: str = ""
+    """A directory of modules of one's own (`bfmpipe.plugins`), relative to the experiment file."""
     claims: dict[str, Settings] = Field(default_factory=dict)
     """What is held against the tables: see `report.verdicts`."""
     diagnose: DiagnosisConfig = DiagnosisConfig()
     collect: CollectSection
-    pretrain: PretrainSection
+    pretrain: PretrainSection | None = None
+    """May be left out where all models are finished."""
     infer: Inference = Inference()
     probe: ProbeSection = ProbeSection()
     adapt: AdaptSection
@@ -147,7 +155,7 @@ class Experiment(Config):
 
     def code(self, stage: str, *, domain: str = "", agent: str = "", method: str = "") -> str:
         """Digest of the code that one job of a stage can reach."""
-        used = {"envs": domain, "agents": agent}
+        used = {"envs": domain, "models": agent}
         if method:
             used["adaptation"] = self.plugin_of(method)
         if stage == "collect":
@@ -155,10 +163,26 @@ class Experiment(Config):
         return digest(stage, {kind: plugin for kind, plugin in used.items() if plugin})
 
     @property
+    def trainer(self) -> PretrainSection:
+        """How models are trained, if any are."""
+        return self.pretrain or PretrainSection()
+
+    @property
+    def finished(self) -> tuple[str, ...]:
+        """The agents whose models are made already."""
+        return tuple(name for name, settings in self.agents.items() if _PRETRAINED in settings)
+
+    @property
     def online(self) -> tuple[str, ...]:
         """The agents that are trained online, one seed a job."""
-        modules = {name: plugins.load("agents", name) for name in self.agents}
+        trained = (name for name in self.agents if name not in self.finished)
+        modules = {name: plugins.load("agents", name) for name in trained}
         return tuple(n for n, m in modules.items() if issubclass(m.Agent, online.Agent))
+
+    def pretrained(self, domain: str, agent: str, seed: int | str) -> str:
+        """The directory of a model that is finished."""
+        path = str(self.agents[agent][_PRETRAINED])
+        return path.replace("{domain}", domain).replace("{seed}", str(seed))
 
     def source(self, domain: str) -> str:
         """The fingerprint of the files that a data set is imported from; "" where it is explored.
@@ -192,7 +216,7 @@ class Experiment(Config):
         return {"seed": self.collect.seed}
 
     def _pretrain(self, domain: str, agent: str, seed: int, _: str) -> Mapping[str, Any]:
-        section = self.pretrain
+        section = self.trainer
         together = section.seeds_together and agent not in self.online
         settings: dict[str, Any] = {
             "domain": self._domain(domain),
@@ -208,6 +232,9 @@ class Experiment(Config):
                 "evaluation": self.evaluate.model_dump(mode="json"),
             }
         return settings
+
+    def _adopt(self, domain: str, agent: str, seed: int, _: str) -> Mapping[str, Any]:
+        return {"domain": self._domain(domain), "agent": agent, "seed": seed}
 
     def _infer(self, domain: str, agent: str, seed: int, _: str) -> Mapping[str, Any]:
         return {
@@ -316,6 +343,9 @@ def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Exp
     """
     check_build()
     experiment = parse(Experiment, mapping, where)
+    if experiment.plugins:
+        with _at(f"{where}: plugins: "):
+            plugins.use(base / experiment.plugins)
     _check_names(experiment, where)
     if isinstance(experiment.adapt.device, dict):
         _check_methods_exist(experiment, experiment.adapt.device, f"{where}: adapt.device")
@@ -327,7 +357,7 @@ def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Exp
     _check_agents(experiment, domains, where)
     _check_methods(experiment, domains, where)
     _check_collect(experiment.collect, where)
-    if experiment.pretrain.tensorboard:
+    if experiment.pretrain and experiment.pretrain.tensorboard:
         with _at(f"{where}: "):
             check_tensorboard()
     Claims(claims=experiment.claims).parsed(tuple(experiment.methods), where)
@@ -356,12 +386,44 @@ def _domains(experiment: Experiment) -> list[Domain]:
 def _check_agents(experiment: Experiment, domains: Sequence[Domain], where: str) -> None:
     """Refuse agents that there are none of, or that fit no domain or its data."""
     for name, settings in experiment.agents.items():
+        if name in experiment.finished:
+            with _at(f"{where}: agents.{name}: "):
+                _check_finished(experiment, name)
+            continue
+        if experiment.pretrain is None:
+            raise UserError(
+                f"{where}: pretrain is missing; it says how {name} is trained, unless "
+                f"agents.{name}.{_PRETRAINED} says where finished models are"
+            )
         with _at(f"{where}: agents: "):
             module = plugins.load("agents", name)
         config = parse(module.Config, settings, where, at=f"agents.{name}")
         for domain in domains:
             with _at(f"{where}: agents.{name}: on {domain.name}, "):
                 _check_agent(module, config, domain, experiment.collect)
+
+
+def _check_finished(experiment: Experiment, agent: str) -> None:
+    """Refuse finished models that are not there, or are one for several domains or seeds."""
+    plugins.module_name("models", agent)
+    settings = experiment.agents[agent]
+    for key in settings:
+        if key != _PRETRAINED:
+            raise UserError(f"{key}: a finished model has settings of its own; remove it")
+    path = settings[_PRETRAINED]
+    if not isinstance(path, str) or not path:
+        raise UserError(f"{_PRETRAINED} must be a path")
+    for placeholder, of in (("{domain}", experiment.domains), ("{seed}", experiment.seeds)):
+        if len(of) > 1 and placeholder not in path:
+            raise UserError(f"{_PRETRAINED}: {path} is one for all; it needs {placeholder}")
+    for domain, seed in product(experiment.domains, experiment.seeds):
+        directory = Path(experiment.pretrained(domain, agent, seed))
+        for name in (CONFIG, WEIGHTS):
+            if not (directory / name).is_file():
+                raise UserError(
+                    f"{_PRETRAINED}: {directory} has no {name}; name a directory that "
+                    "bfmpipe.agents.save_model wrote"
+                )
 
 
 def _check_methods(experiment: Experiment, domains: Sequence[Domain], where: str) -> None:
@@ -401,7 +463,7 @@ def _check_online(experiment: Experiment, where: str) -> None:
         explorer = plugins.load("data", experiment.collect.explorer).Explorer
     except UserError:
         return  # said later, with its place
-    others = [name for name in experiment.agents if name not in names]
+    others = [a for a in experiment.agents if a not in (*names, *experiment.finished)]
     if others and not getattr(explorer, "has_actions", True):
         raise UserError(
             f"{where}: agents: {others[0]} learns from actions, which {experiment.collect.explorer}"

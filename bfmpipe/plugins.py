@@ -3,10 +3,14 @@
 In configurations methods and explorers are written with hyphens: ``zero-shot`` is
 ``adaptation/zero_shot.py``; domains and agents are written as their modules.
 The interface itself, a class of that name derived from ``ABC``, is no plugin.
+
+A second directory of the same layout, named by the environment variable ``BFMPIPE_PLUGINS``, may
+hold modules of one's own: its ``adaptation/mine.py`` is then ``bfmpipe.adaptation.mine``.
 """
 
 import ast
 import importlib
+import os
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +31,33 @@ PLUGIN_CLASS = {
 _DIRECTORY = {"models": "agents"}
 _HYPHENATED = ("adaptation", "data")
 _PACKAGE = Path(__file__).parent
+VARIABLE = "BFMPIPE_PLUGINS"
+
+
+def use(directory: Path | str) -> None:
+    """Take modules of one's own from a directory too, here and in all processes that this begins.
+
+    Raises:
+        UserError: it is no directory.
+    """
+    os.environ[VARIABLE] = str(Path(directory).absolute())
+    own_directory()
+
+
+def own_directory() -> Path | None:
+    """The directory of modules of one's own, if there is one.
+
+    Raises:
+        UserError: `BFMPIPE_PLUGINS` names no directory.
+    """
+    named = os.environ.get(VARIABLE)
+    if named and not Path(named).is_dir():
+        within = sorted({_DIRECTORY.get(kind, kind) for kind in PLUGIN_CLASS})
+        raise UserError(
+            f"{VARIABLE}: {named} is no directory; name one that has modules in its directories "
+            f"{', '.join(within)}"
+        )
+    return Path(named) if named else None
 
 
 def names(kind: str, *, root: Path = _PACKAGE) -> tuple[str, ...]:
@@ -39,12 +70,12 @@ def names(kind: str, *, root: Path = _PACKAGE) -> tuple[str, ...]:
         root: the package's directory.
 
     Raises:
-        UserError: there is no such kind.
+        UserError: there is no such kind, or a module of one's own has the name of another.
     """
     if kind not in PLUGIN_CLASS:
         raise UserError(f"no plugins of kind '{kind}'; there are {', '.join(PLUGIN_CLASS)}")
     stems = []
-    for path in (root / _DIRECTORY.get(kind, kind)).glob("[a-z]*.py"):
+    for path in _modules(kind, root):
         with suppress(SyntaxError, ValueError, OSError):
             if _defines(path, PLUGIN_CLASS[kind]):
                 stems.append(path.stem)
@@ -68,6 +99,9 @@ def load(kind: str, name: str, *, root: Path = _PACKAGE) -> ModuleType:
     dotted = module_name(kind, name, root=root)
     path = _file(kind, name, root)
     try:
+        package = importlib.import_module(dotted.rpartition(".")[0])
+        if str(path.parent) not in package.__path__ and path.parent != root / path.parent.name:
+            package.__path__.append(str(path.parent))
         module = importlib.import_module(dotted)
     except UserError:
         raise
@@ -99,7 +133,29 @@ def _file(kind: str, name: str, root: Path) -> Path:
     """Where the plugin ``name`` is, if there is one."""
     if kind in _HYPHENATED:
         name = name.replace("_", " ").replace("-", "_")  # it has one spelling
-    return root / _DIRECTORY.get(kind, kind) / f"{name}.py"
+    there, *own = (directory / f"{name}.py" for directory in _directories(kind, root))
+    return next((path for path in own if path.is_file() and not there.is_file()), there)
+
+
+def _directories(kind: str, root: Path) -> list[Path]:
+    """The package's directory of a kind, and the one of one's own."""
+    own = own_directory() if root == _PACKAGE else None
+    return [home / _DIRECTORY.get(kind, kind) for home in (root, own) if home is not None]
+
+
+def _modules(kind: str, root: Path) -> list[Path]:
+    """The files in these.
+
+    Raises:
+        UserError: two have the same name.
+    """
+    files: dict[str, Path] = {}
+    for directory in _directories(kind, root):
+        for path in sorted(directory.glob("[a-z]*.py")):
+            if path.name in files:
+                raise UserError(f"{path}: {files[path.name]} has this name; choose another")
+            files[path.name] = path
+    return list(files.values())
 
 
 def _why_not(path: Path, name: str) -> str:

@@ -1,12 +1,15 @@
 """A tiny data set, model and latents, made by the real stages once a session: read, never write."""
 
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bfmpipe import plugins
 from bfmpipe.cli import let_threads_sleep
 
 let_threads_sleep()  # before anything imports torch
@@ -150,3 +153,17 @@ def edit_card(model_copy: Path) -> Any:
         return model_copy
 
     return edit
+
+
+@pytest.fixture
+def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory for modules of one's own, of which nothing stays."""
+    monkeypatch.setenv(plugins.VARIABLE, "")  # put back at the end
+    before = set(sys.modules)
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if name not in before and str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+    for package in ("adaptation", "agents", "data", "envs"):
+        if loaded := sys.modules.get(f"bfmpipe.{package}"):
+            loaded.__path__[:] = [p for p in loaded.__path__ if not p.startswith(str(tmp_path))]

@@ -17,6 +17,7 @@ from bfmpipe.cli import NAMES
 from bfmpipe.config import load_yaml, parse
 from bfmpipe.data import transitions
 from bfmpipe.data.tables import Provenance, write_table
+from bfmpipe.stages.adopt import Adopt
 from bfmpipe.types import UserError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -59,7 +60,7 @@ def jobs(exp):
 def test_the_settings_of_every_job_parse(path):
     exp = experiment.read(path)
     found = jobs(exp)
-    assert {key[0] for key in found} == set(NAMES) - {"download"}  # which is run by hand
+    assert {key[0] for key in found} == set(NAMES) - {"adopt", "download"}  # which is run by hand
     for key, text in found.items():
         stage = getattr(importlib.import_module(f"bfmpipe.stages.{key[0]}"), key[0])
         cls = inspect.get_annotations(stage, eval_str=True)["cfg"]
@@ -687,3 +688,102 @@ def test_what_an_agent_trained_online_cannot_have_is_refused(smoke, changed, sai
     with pytest.raises(UserError) as caught:
         experiment.check({**smoke, **changed}, "my.yaml")
     assert str(caught.value).startswith(f"my.yaml: {said}")
+
+
+# models that are finished
+
+
+@pytest.fixture
+def finished(smoke, tmp_path):
+    """Models of two seeds, as somebody may have left them, and an experiment with them alone."""
+    for seed in smoke["seeds"]:
+        directory = tmp_path / f"models/point_mass_maze-{seed}"
+        directory.mkdir(parents=True)
+        for name in ("config.json", "model.safetensors"):
+            (directory / name).touch()
+    smoke["agents"] = {"fb": {"pretrained": str(tmp_path / "models/{domain}-{seed}")}}
+    del smoke["pretrain"]
+    return smoke
+
+
+def test_finished_models_are_taken_over_and_not_trained(finished, tmp_path):
+    exp = experiment.check(finished, "my.yaml")
+    assert (exp.finished, exp.online) == (("fb",), ())
+    place = {"domain": "point_mass_maze", "agent": "fb", "seed": "1"}
+    assert exp.pretrained(**place) == f"{tmp_path}/models/point_mass_maze-1"
+    settings = json.loads(exp.stage("adopt", **place))
+    assert parse(Adopt, settings, "adopt").seed == 1
+    assert settings["domain"] == {
+        "name": "point_mass_maze",
+        "settings": {"physics_steps": 5, "episode_steps": 20},
+    }
+    assert exp.code("adopt", domain="point_mass_maze", agent="fb")
+
+
+def test_finished_models_need_no_agent_and_none_of_what_training_needs(finished, monkeypatch):
+    names = plugins.names
+    monkeypatch.setattr(plugins, "names", lambda k, **root: () if k == "agents" else names(k))
+    finished["collect"] = {"explorer": "motions", "settings": {"path": "motions/*.npz"}}
+    experiment.check(finished, "my.yaml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"z_dim": 8}, "z_dim: a finished model has settings of its own; remove it"),
+        ({"pretrained": 3}, "pretrained must be a path"),
+        ({"pretrained": "models/{domain}"}, "pretrained: models/{domain} is one for all; it needs"),
+        ({"pretrained": "no/{seed}"}, "pretrained: no/0 has no config.json; name a directory that"),
+    ],
+)
+def test_a_mistake_about_finished_models_is_named(finished, settings, said):
+    finished["agents"]["fb"] |= settings
+    with pytest.raises(UserError) as caught:
+        experiment.check(finished, "my.yaml")
+    assert str(caught.value).startswith(f"my.yaml: agents.fb: {said}")
+
+
+def test_what_is_trained_needs_a_section_on_it(smoke):
+    del smoke["pretrain"]
+    with pytest.raises(UserError) as caught:
+        experiment.check(smoke, "my.yaml")
+    assert str(caught.value) == (
+        "my.yaml: pretrain is missing; it says how fb is trained, unless agents.fb.pretrained says "
+        "where finished models are"
+    )
+
+
+# modules of one's own
+
+
+def test_the_directory_of_ones_own_modules_is_beside_the_experiment(smoke, own_modules):
+    mine = own_modules / "modules" / "adaptation" / "mine_too.py"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("from bfmpipe.adaptation.lola import Config, Method as LoLA\n")
+    smoke |= {"plugins": "modules", "claims": {}}
+    smoke["methods"] = {"zero-shot": {}, "short": {"method": "mine-too", "horizon": 5}}
+    with pytest.raises(UserError, match=r"no 'mine-too' in bfmpipe\.adaptation: mine_too\.py def"):
+        experiment.check(smoke, "my.yaml", base=own_modules)
+    mine.write_text(f"{mine.read_text()}class Method(LoLA): pass\n")
+    exp = experiment.check(smoke, "my.yaml", base=own_modules)
+    place = {"domain": "point_mass_maze", "agent": "fb"}
+    before = (
+        exp.code("adapt", **place, method="short"),
+        exp.code("adapt", **place, method="zero-shot"),
+    )
+    mine.write_text(f"{mine.read_text()}EDITED = 1\n")
+    after = (
+        exp.code("adapt", **place, method="short"),
+        exp.code("adapt", **place, method="zero-shot"),
+    )
+    assert after[0] != before[0]
+    assert after[1] == before[1]
+
+
+def test_a_directory_of_ones_own_modules_that_is_none_is_named(smoke, own_modules):
+    with pytest.raises(UserError) as caught:
+        experiment.check({**smoke, "plugins": "modulse"}, "my.yaml", base=own_modules)
+    assert str(caught.value) == (
+        f"my.yaml: plugins: BFMPIPE_PLUGINS: {own_modules}/modulse is no directory; name one that "
+        "has modules in its directories adaptation, agents, data, envs"
+    )

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from bfmpipe import plugins
+from bfmpipe import code, plugins
 from bfmpipe.types import UserError
 
 FILES = {
@@ -150,3 +150,71 @@ def test_the_registry_of_bfmpipe(kind):
 
 def test_every_agent_of_bfmpipe_can_be_loaded():
     assert set(plugins.names("agents")) <= set(plugins.names("models"))
+
+
+@pytest.fixture
+def own(own_modules, monkeypatch):
+    """A directory of modules of one's own, as a user has it beside an experiment."""
+    monkeypatch.setenv(plugins.VARIABLE, str(own_modules))
+    for name, text in {
+        "adaptation/shared_by_mine.py": "VALUE = 3\n",
+        "adaptation/my_method_1.py": (
+            "from bfmpipe.adaptation import lola\n"
+            "from bfmpipe.adaptation.shared_by_mine import VALUE\n"
+            "class Config(lola.Config): pass\n"
+            "class Method(lola.Method): pass\n"
+        ),
+        "agents/my_model_1.py": "class Config: pass\nclass Model: pass\n",
+    }.items():
+        path = own_modules / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return own_modules
+
+
+def test_modules_of_ones_own_are_found_beside_the_packages(own):
+    assert {"lola", "my-method-1"} <= set(plugins.names("adaptation"))
+    assert "my_model_1" in plugins.names("models")
+    assert "my_model_1" not in plugins.names("agents")
+    module = plugins.load("adaptation", "my-method-1")
+    assert module.__name__ == "bfmpipe.adaptation.my_method_1"
+    assert module.VALUE == 3
+    assert plugins.load("models", "my_model_1").__file__ == str(own / "agents" / "my_model_1.py")
+    assert plugins.load("adaptation", "lola").__file__ != str(own / "adaptation" / "lola.py")
+
+
+def test_a_module_of_ones_own_is_part_of_the_code(own):
+    name = plugins.module_name("adaptation", "my-method-1")
+    reached = code.reachable(name, own=own)
+    assert {name, "bfmpipe.adaptation.lola", "bfmpipe.adaptation.shared_by_mine"} <= set(reached)
+    digests = [code.digest(name, own=own)]
+    (own / "adaptation" / "my_method_1.json").write_text("{}")
+    digests.append(code.digest(name, own=own))
+    (own / "adaptation" / "shared_by_mine.py").write_text("VALUE = 4\n")
+    digests.append(code.digest(name, own=own))
+    assert len(set(digests)) == 3
+
+
+def test_a_module_of_ones_own_takes_no_other_ones_name(own):
+    (own / "adaptation" / "lola.py").write_text("class Config: pass\nclass Method: pass\n")
+    with pytest.raises(UserError, match=r"adaptation/lola\.py: .*lola\.py has this name; choose"):
+        plugins.names("adaptation")
+
+
+def test_a_module_of_ones_own_that_is_none_is_named(own):
+    (own / "agents" / "my_model_1.py").write_text("class Config: pass\n")
+    assert "my_model_1.py defines no class Model" in said_of(
+        plugins._PACKAGE, "models", "my_model_1"
+    )
+    (own / "agents" / "my_model_1.py").write_text("class Model: pass\nimport bfmpip\n")
+    assert said_of(plugins._PACKAGE, "models", "my_model_1").startswith(
+        f"{own}/agents/my_model_1.py, line 2: raised ModuleNotFoundError"
+    )
+
+
+def test_a_directory_that_is_not_there_is_named(own_modules):
+    assert plugins.own_directory() is None
+    with pytest.raises(
+        UserError, match=r"BFMPIPE_PLUGINS: .*nowhere is no directory; name one that"
+    ):
+        plugins.use(own_modules / "nowhere")

@@ -58,4 +58,4 @@ def provenance(kind: str, stage: str, cfg: Config, **used: str) -> Provenance:
 def digest(stage: str, used: Mapping[str, str]) -> str:
     """Digest of the code a stage can reach with these plugins (kind -> name)."""
     modules = [plugins.module_name(kind, name) for kind, name in used.items()]
-    return code.digest(f"bfmpipe.stages.{stage}", *modules)
+    return code.digest(f"bfmpipe.stages.{stage}", *modules, own=plugins.own_directory())
