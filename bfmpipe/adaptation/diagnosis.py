@@ -6,7 +6,9 @@ of the zero-shot policy:
     effective rank   exp of the entropy of the eigenvalues of cov(phi), as shares of their sum
                      (Roy & Vetterli 2007): how many directions the features use
     residual         1 - R^2 of the best fit of r by phi^T w + constant: what no w can express
-    mismatch         1 - R^2 of the best fit of r by a (phi^T w_0) + b: what the inferred w does not
+    mismatch         1 - R^2 of the best fit of r by a r_0 + b: what the inferred w does not. w_0
+                     stands for r_0 = phi^T w_0 where it is by least squares, for phi^T C^+ w_0 with
+                     C = E[phi phi^T] where it is the expectation E[r phi]
     extrapolation    1 - cos(z_0, z) with the nearest of the latents of reaching states of the data,
                      which are what the policy was trained on
     correlation      of Q = psi(s, pi(s, z_0), z_0)^T w_0 with the discounted return that playing
@@ -26,7 +28,7 @@ from torch import Tensor
 from bfmpipe.adaptation.base import Problem, act_by_latent
 from bfmpipe.config import Config
 from bfmpipe.inference.goal import infer_goal
-from bfmpipe.inference.reward import Inference, left_out
+from bfmpipe.inference.reward import Inference, inverse_covariance, left_out
 from bfmpipe.inference.spectrum import effective_rank
 from bfmpipe.types import Array
 
@@ -83,6 +85,8 @@ def diagnose(
     rank = effective_rank(torch.linalg.eigvalsh(centred.mT @ centred / len(phi)))
     residual = unexplained(centred, rewards.double())
     w = problem.w.double()
+    if inference.of(model) == "expectation":
+        w = w @ inverse_covariance(centred if inference.centred else phi)
     mismatch = torch.cat(
         [unexplained((centred @ w[t])[:, None], rewards[t : t + 1].double()) for t in range(tasks)]
     )

@@ -11,7 +11,7 @@ from bfmpipe.adaptation.diagnosis import DiagnosisConfig, diagnose, unexplained
 from bfmpipe.agents import Model
 from bfmpipe.agents.base import AgentConfig
 from bfmpipe.envs import make_domain
-from bfmpipe.inference.reward import Inference
+from bfmpipe.inference.reward import Inference, infer
 from bfmpipe.networks import project_z
 
 CONFIG = DiagnosisConfig(samples=500, latents=100, starts=8)
@@ -57,7 +57,9 @@ def test_unexplained_is_one_less_r_squared():
 
 def test_a_reward_in_the_span_has_no_residual_and_a_wrong_w_mismatches():
     w = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])
-    made = problem(Standing(lambda obs: obs), w)
+    model = Standing(lambda obs: obs)
+    model.inference_weights = "least-squares"
+    made = problem(model, w)
     obs = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
     rewards = torch.stack([obs[:, 0], obs[:, 0]]).double() + 3
     found = diagnose(made, obs, rewards, CONFIG, 0)
@@ -65,6 +67,21 @@ def test_a_reward_in_the_span_has_no_residual_and_a_wrong_w_mismatches():
     assert found.mismatch[0] == pytest.approx(0, abs=1e-9)
     assert found.mismatch[1] > 0.95
     assert found.effective_rank[0] == pytest.approx(4, rel=0.05)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("weights", ["expectation", "least-squares"])
+def test_what_inference_makes_of_a_reward_in_the_span_does_not_mismatch(weights, centred):
+    """Of features of any sizes that depend on each other."""
+    generator = torch.Generator().manual_seed(0)
+    obs = torch.randn(500, 4, generator=generator) @ torch.randn(4, 4, generator=generator)
+    rewards = (obs @ torch.tensor([0.1, -2.0, 1.0, 3.0])).double()
+    if centred:
+        obs = obs + 1
+    model, inference = Standing(lambda obs: obs), Inference(weights=weights, centred=centred)
+    made = problem(model, infer(model, obs, rewards, inference).w[None])
+    found = diagnose(made, obs, rewards[None], CONFIG, 0, inference)
+    assert found.mismatch[0] == pytest.approx(0, abs=1e-6)
 
 
 def test_extrapolation_is_the_distance_to_the_nearest_latent_of_the_data():
