@@ -117,7 +117,7 @@ def rela_cost(run: Run, settings: dict[str, Any]) -> Cost:
     """Of the steps, and of the updates between them."""
     problem = run.problem(budget=run.budget)
     method = run.make("rela", problem, [0], {**settings, "latent_warmup_updates": 0})
-    steps = problem.budget // method.config.nenv
+    steps = problem.budget // method.config.num_envs
     updates = method.config.updates_allowed(problem.budget)
 
     def step() -> None:

@@ -210,7 +210,7 @@ def roam(
     episodes: int,
     latent_steps: int = 150,
     noise_std: float = 0.0,
-    environments: int = 32,
+    num_envs: int = 32,
     seed: int = 0,
 ) -> Transitions:
     """A data set of the model's own making: it plays latents uniform on the sphere.
@@ -220,13 +220,13 @@ def roam(
         episodes: how many, each from one of the domain's states for exploration.
         latent_steps: control steps that a latent is played before the next one is drawn.
         noise_std: of Gaussian noise on the actions, which are clipped to [-1, 1].
-        environments: episodes side by side; the others follow in rounds.
+        num_envs: episodes side by side; the others follow in rounds.
         seed: of starts, latents and noise.
 
     Raises:
         UserError: for a count that is no positive integer, or a negative `noise_std`.
     """
-    counts = {"episodes": episodes, "latent_steps": latent_steps, "environments": environments}
+    counts = {"episodes": episodes, "latent_steps": latent_steps, "num_envs": num_envs}
     counts = {name: counted(name, value) for name, value in counts.items()}
     settings = {**counts, "noise_std": noise_std, "seed": seed}
     config = parse(roaming.Roaming, settings, "roam")

@@ -231,7 +231,7 @@ def _roam(argv: list[str]) -> int:
         ("episodes", "episodes to play (100)"),
         ("latent-steps", "control steps that a latent is played before the next is drawn (150)"),
         ("noise-std", "of Gaussian noise on the actions, which are clipped to [-1, 1] (0)"),
-        ("environments", "episodes side by side, which are in memory (32)"),
+        ("num-envs", "episodes side by side, which are in memory (32)"),
         ("seed", "of all randomness (0)"),
     ):
         parser.add_argument(f"--{name}", type=_value, metavar="N", help=said)

@@ -59,13 +59,13 @@ class OnlineSource(Source):
                 f"of; the longest has {motions.step.max(initial=-1) + 1}: give longer ones or set "
                 "a smaller motion_length"
             )
-        self.env = BatchedEnv(domain, c.environments, threads)
+        self.env = BatchedEnv(domain, c.num_envs, threads)
         self.round, self.step = 0, 0
         """The running round, and control steps made in it."""
         self.attempt = 0
         """How often this round was begun anew."""
         segments = -(-self.steps // c.latent_steps)
-        room = (c.rounds, c.environments)
+        room = (c.rounds, c.num_envs)
         shapes = {
             "obs": (*room, self.steps + 1, domain.obs_dim),
             "action": (*room, self.steps, domain.action_dim),
@@ -119,19 +119,19 @@ class OnlineSource(Source):
 
     def _drawn(self, n: int, generator: torch.Generator) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Places and environments, and steps, of n transitions: whole rounds, then this one."""
-        rounds, nenv = self.obs.shape[:2]
+        rounds, num_envs = self.obs.shape[:2]
         device, whole = self.obs.device, len(self._remembered())
-        until, steps = whole * nenv * self.steps, max(self.step, 1)
-        i = torch.randint(until + nenv * self.step, (n,), generator=generator, device=device)
+        until, steps = whole * num_envs * self.steps, max(self.step, 1)
+        i = torch.randint(until + num_envs * self.step, (n,), generator=generator, device=device)
         late, running = i >= until, (i - until).clamp_min(0)
-        episode = torch.where(late, whole * nenv + running // steps, i // self.steps)
+        episode = torch.where(late, whole * num_envs + running // steps, i // self.steps)
         step = torch.where(late, running % steps, i % self.steps)
-        return ((self.round - whole + episode // nenv) % rounds, episode % nenv), step
+        return ((self.round - whole + episode // num_envs) % rounds, episode % num_envs), step
 
     @property
     def env_steps(self) -> int:
         """Control steps made, of all environments."""
-        return (self.round * self.steps + self.step) * self.env.nenv
+        return (self.round * self.steps + self.step) * self.env.num_envs
 
     def experience(self) -> Transitions:
         """A data set of `experience` of the episodes remembered, or somewhat more.
@@ -141,7 +141,7 @@ class OnlineSource(Source):
         rounds = [(number, self.steps) for number in self._remembered()]
         if self.step:
             rounds.append((self.round, self.step))
-        wanted = min(len(rounds), -(-self.config.experience // self.env.nenv))
+        wanted = min(len(rounds), -(-self.config.experience // self.env.num_envs))
         middles = [(2 * i + 1) * len(rounds) // (2 * wanted) for i in range(wanted)]
         pieces = [self._episodes(*rounds[i]) for i in middles]
         columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
@@ -150,13 +150,17 @@ class OnlineSource(Source):
 
     def _episodes(self, number: int, steps: int) -> dict[str, Array]:
         """Columns of a round's first steps."""
-        slot, nenv, rows = number % len(self.obs), self.env.nenv, self.env.nenv * (steps + 1)
-        action = self.action.new_zeros(nenv, steps + 1, self.domain.action_dim)
+        slot, num_envs, rows = (
+            number % len(self.obs),
+            self.env.num_envs,
+            self.env.num_envs * (steps + 1),
+        )
+        action = self.action.new_zeros(num_envs, steps + 1, self.domain.action_dim)
         action[:, :steps] = self.action[slot, :, :steps]
-        episode = number * nenv + np.arange(nenv, dtype=np.int32)
+        episode = number * num_envs + np.arange(num_envs, dtype=np.int32)
         return {
             "episode": np.repeat(episode, steps + 1),
-            "step": np.tile(np.arange(steps + 1, dtype=np.int32), nenv),
+            "step": np.tile(np.arange(steps + 1, dtype=np.int32), num_envs),
             "obs": self.obs[slot, :, : steps + 1].cpu().numpy().reshape(rows, -1),
             "action": action.cpu().numpy().reshape(rows, -1),
             "physics": self.physics[slot, :, : steps + 1].reshape(rows, -1),
@@ -269,18 +273,18 @@ class OnlineSource(Source):
         self.step, self.attempt = 0, self.attempt + 1
 
     def _starts(self) -> tuple[Array, Array]:
-        """Physics states (nenv, physics_dim) in which a round begins; their rows in the motions.
+        """Physics states (num_envs, physics_dim) that a round begins in; their rows in the motions.
 
         The row of a state that is of no motion is -1.
         """
         again = [self.attempt] if self.attempt else []
         rng = np.random.default_rng([self.seed, _STARTS, self.round, *again])
-        nenv = self.env.nenv
-        starts = self.domain.start_states(nenv, rng)
-        in_motion = np.flatnonzero(rng.random(nenv) < self.config.motion_starts)
+        num_envs = self.env.num_envs
+        starts = self.domain.start_states(num_envs, rng)
+        in_motion = np.flatnonzero(rng.random(num_envs) < self.config.motion_starts)
         rows = rng.integers(len(self.motion_physics), size=len(in_motion))
         starts[in_motion] = self.motion_physics[rows]
-        begun = np.full(nenv, -1)
+        begun = np.full(num_envs, -1)
         begun[in_motion] = rows
         return starts, begun
 
@@ -302,7 +306,7 @@ class OnlineSource(Source):
         return (self.stretches[drawn][:, None] + frames).flatten()
 
     def _random(self) -> Tensor:
-        shape = (self.env.nenv, self.domain.action_dim)
+        shape = (self.env.num_envs, self.domain.action_dim)
         return torch.rand(shape, generator=self.generator, device=self.obs.device) * 2 - 1
 
 
@@ -318,6 +322,6 @@ def _check_memory(config: OnlineConfig, size: int) -> None:
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > there:
         raise UserError(
-            f"to remember {config.rounds} rounds of {config.environments} environments takes "
+            f"to remember {config.rounds} rounds of {config.num_envs} environments takes "
             f"{size / 1e9:.0f} GB, and this machine has {there / 1e9:.0f}; set fewer rounds"
         )

@@ -405,7 +405,7 @@ def test_a_reward_of_going_somewhere_is_inferred_and_played(pusher, data, direct
 def test_a_model_roams_in_its_domain(pusher):
     """Each row is what the action before led to; a latent acts until the next one is drawn."""
     domain, steps = pusher.domain, 20
-    data = bfmpipe.roam(pusher, episodes=5, latent_steps=8, environments=2)
+    data = bfmpipe.roam(pusher, episodes=5, latent_steps=8, num_envs=2)
     assert (data.domain, data.domain_settings) == (domain.name, domain.config.model_dump())
     np.testing.assert_array_equal(data.episode, np.repeat(range(5), steps + 1))
     np.testing.assert_array_equal(data.step, np.tile(range(steps + 1), 5))
@@ -454,7 +454,7 @@ def test_how_a_model_cannot_roam(pretrained):
     for settings, said in (
         ({"episodes": 0}, "episodes is 0; valid: a whole number, 1 or more"),
         ({"episodes": 2, "latent_steps": 1.5}, "latent_steps is 1.5; valid: a whole number, 1"),
-        ({"episodes": 2, "environments": -1}, "environments is -1; valid: a whole number, 1"),
+        ({"episodes": 2, "num_envs": -1}, "num_envs is -1; valid: a whole number, 1"),
         ({"episodes": 2, "noise_std": -0.1}, "roam: noise_std: -0.1 should be greater than or"),
         ({"episodes": 2, "seed": "x"}, "roam: seed: 'x' is text, not a whole number"),
     ):

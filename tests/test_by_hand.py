@@ -191,7 +191,7 @@ def test_a_saved_latent_has_the_settings_that_a_preset_stands_for(tiny, capsys):
     words = ["preset=small-point_mass_maze", *(f"{name}={value}" for name, value in few.items())]
     assert adapt(tiny, method="rela", settings=words) == 0
     _, header = load_tensors(Path("reach_top_left-rela.safetensors"))
-    given = {"preset": "small-point_mass_maze", "least_cosine": 0.99, "nenv": 4, **few}
+    given = {"preset": "small-point_mass_maze", "least_cosine": 0.99, "num_envs": 4, **few}
     assert header["method_settings"].items() >= given.items()
     capsys.readouterr()
     said = "method rela: there is no preset 'smal'; did you mean small? valid: "
@@ -200,7 +200,7 @@ def test_a_saved_latent_has_the_settings_that_a_preset_stands_for(tiny, capsys):
 
 
 def test_where_weights_move_there_is_no_latent_to_save(tiny, here, capsys):
-    settings = ["nenv=2", "updates_per_step=0.5", "batch=16", "warmup_steps=20"]
+    settings = ["num_envs=2", "updates_per_step=0.5", "batch=16", "warmup_steps=20"]
     assert adapt(tiny, method="td3", settings=settings) == 0
     summary, said = capsys.readouterr().out.splitlines()
     assert "-> td3" in summary
@@ -257,13 +257,13 @@ def roam(tiny, *more, data="own.parquet"):
 
 
 def test_a_model_makes_a_data_set(tiny, capsys):
-    words = ["--latent-steps", 7, "--noise-std", 0.1, "--environments", 2, "--seed", 3]
+    words = ["--latent-steps", 7, "--noise-std", 0.1, "--num-envs", 2, "--seed", 3]
     assert roam(tiny, *words) == 0
     captured = capsys.readouterr()
     assert captured.out == "own.parquet: 100 transitions of point_mass_maze in 5 episodes\n"
     assert "5/5" in captured.err
     found = api.read_transitions("own.parquet")
-    settings = {"latent_steps": 7, "noise_std": 0.1, "environments": 2, "seed": 3}
+    settings = {"latent_steps": 7, "noise_std": 0.1, "num_envs": 2, "seed": 3}
     made = api.roam(api.load(tiny.model), episodes=5, **settings)
     assert (found.domain, found.domain_settings) == (made.domain, made.domain_settings)
     for name in ("episode", "step", "obs", "action", "physics"):
@@ -306,7 +306,7 @@ def test_what_a_model_made_is_replaced_and_nothing_else(tiny, here, capsys):
         (["--episodes", "0"], "the arguments: episodes: 0 should be greater than or equal to 1"),
         (["--latent-steps", "x"], "the arguments: latent_steps: 'x' is text, not a whole number"),
         (["--noise-std", "-1"], "the arguments: noise_std: -1 should be greater than or equal"),
-        (["--environments", "0"], "the arguments: environments: 0 should be greater than or"),
+        (["--num-envs", "0"], "the arguments: num_envs: 0 should be greater than or"),
         (["--seed", "1", "--seed", "1"], "--seed is given twice"),
         (["--model", "none"], "none/config.json: no such file; a model is a directory"),
         (["--data", "{here}"], "{here}: is a directory; name a file to write"),

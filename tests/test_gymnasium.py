@@ -31,7 +31,7 @@ def has_opengl():
     code = (
         "import bfmpipe\n"
         "env = bfmpipe.make('point_mass_maze/reach_top_left', render_mode='rgb_array')\n"
-        "env.reset()\nenv.render()"
+        "env.reset()\num_envs.render()"
     )
     return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 

@@ -28,7 +28,7 @@ SETTINGS = {
     **{name: {"hidden_dim": 8} for name in ("backward_map", "discriminator")},
 }
 ONLINE = {
-    "environments": 3,
+    "num_envs": 3,
     "steps": 5,
     "updates": 4,
     "random_steps": 8,
@@ -180,7 +180,7 @@ def test_motions_come_in_stretches_of_frames_that_follow_each_other(domain):
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_rounds_begin_in_motions_as_often_as_they_should(domain, share):
     source = make(
-        domain, online={"motion_starts": share, "environments": 100, "random_steps": STEPS + 1}
+        domain, online={"motion_starts": share, "num_envs": 100, "random_steps": STEPS + 1}
     )
     act(source, 1)
     known = {tuple(state) for state in source.motion_physics.tolist()}
@@ -224,7 +224,7 @@ def test_latents_are_of_all_kinds_in_their_shares(domain):
     """Goals are of states that were passed, and motions' codes of the frames after each."""
     source = make(
         domain,
-        online={"environments": 2000, "random_steps": 6, "latent_steps": 5},
+        online={"num_envs": 2000, "random_steps": 6, "latent_steps": 5},
         goal_fraction=0.3,
         motion_fraction=0.5,
         z_dim=32,  # where none is near another by chance

@@ -74,8 +74,8 @@ class Problem:
         """Rewards of the step just taken, (T, n), each row by its own task."""
         seeds = len(self.models)
         count = len(self.tasks) // seeds
-        n = env.nenv // len(self.tasks)
-        rows = np.arange(env.nenv).reshape(seeds, count, n)
+        n = env.num_envs // len(self.tasks)
+        rows = np.arange(env.num_envs).reshape(seeds, count, n)
         physics = env.reached()
         rewards = np.empty((seeds, count, n))
         for i, task in enumerate(self.tasks[:count]):

@@ -16,7 +16,7 @@ from bfmpipe.envs.domain import Domain
 from bfmpipe.networks import perturb
 from bfmpipe.types import UserError
 
-SMALL: Mapping[str, Any] = {"nenv": 4, "updates_per_step": 0.03125, "batch": 128}
+SMALL: Mapping[str, Any] = {"num_envs": 4, "updates_per_step": 0.03125, "batch": 128}
 """What the presets `small` of all off-policy methods have in common: a thirty-second of the paper's
 updates, on an eighth of the default batch, is what two cores allow in episodes of 1,000 steps."""
 
@@ -50,14 +50,14 @@ class OffPolicyConfig(UpdateConfig):
         "small-point_mass_maze": SMALL_MAZE,
     }
 
-    nenv: int = Field(1, ge=1)
+    num_envs: int = Field(1, ge=1)
     """Environments a task that step together."""
     warmup_steps: int = Field(1000, ge=0)
     """Environment steps a task before the first update."""
 
     def updates_allowed(self, budget: int) -> int:
         """Updates that a budget of environment steps pays for."""
-        learning_steps = budget // self.nenv * self.nenv - self.warmup_steps
+        learning_steps = budget // self.num_envs * self.num_envs - self.warmup_steps
         return int(learning_steps * self.updates_per_step)
 
 
@@ -117,7 +117,7 @@ class OffPolicyMethod(Method):
     def __init__(self, config: OffPolicyConfig, problem: Problem, seeds: Sequence[int]) -> None:
         super().__init__(config, problem, seeds)
         self.config = config
-        self.env = problem.env(config.nenv)
+        self.env = problem.env(config.num_envs)
         self.replay = Replay(problem)
         self.episode_step = problem.domain.config.episode_steps
         self.updates_due = 0.0
@@ -125,11 +125,12 @@ class OffPolicyMethod(Method):
     @classmethod
     def check(cls, config: OffPolicyConfig, domain: Domain, budget: int) -> None:
         """Refuse budgets that end before the first update."""
-        if budget < max(config.nenv, config.warmup_steps + 1):
+        if budget < max(config.num_envs, config.warmup_steps + 1):
             raise UserError(
                 f"{cls.method_name()}: a budget of {budget} environment steps a task ends before "
                 f"the first update, which comes after {config.warmup_steps} steps of "
-                f"{config.nenv} environments; raise the budget or lower warmup_steps or nenv"
+                f"{config.num_envs} environments; raise the budget or lower warmup_steps or "
+                "num_envs"
             )
         if config.updates_allowed(budget) < 1:
             raise UserError(
@@ -140,11 +141,11 @@ class OffPolicyMethod(Method):
 
     def advance(self) -> bool:
         """One step of every environment, then the updates that are due."""
-        if self.left < self.config.nenv:
+        if self.left < self.config.num_envs:
             return False
         self._collect()
         if self.env_steps > self.config.warmup_steps:
-            self.updates_due += self.config.nenv * self.config.updates_per_step
+            self.updates_due += self.config.num_envs * self.config.updates_per_step
             while self.updates_due >= 1:
                 self.update(self.replay.sample(self.config.batch, self.draws))
                 self.updates_due -= 1
@@ -156,7 +157,7 @@ class OffPolicyMethod(Method):
 
     @torch.no_grad()
     def _collect(self) -> None:
-        tasks, n = len(self.problem.tasks), self.config.nenv
+        tasks, n = len(self.problem.tasks), self.config.num_envs
         if self.episode_step == self.problem.domain.config.episode_steps:
             starts = self.draws.start_states(self.problem.domain, tasks * n)
             self.obs = self.problem.tensor(self.env.reset(starts)).view(tasks, n, -1)

@@ -54,7 +54,7 @@ class Config(BaseConfig):
     """How latents are chosen; greedy, the ablation, explores nothing."""
     switch_every: int = Field(50, ge=1)
     """Steps between choices; at the length of an episode or more, one choice an episode."""
-    nenv: int = Field(1, ge=1)
+    num_envs: int = Field(1, ge=1)
     """Environments a task that step together."""
     candidates: int = Field(128, ge=2)
     """Latents that are compared at each choice, for ucb."""
@@ -132,16 +132,16 @@ class Method(BaseMethod):
         self.constant = torch.zeros_like(self.ridge.b[:, :1])
         if problem.model.inference_weights == "least-squares":
             self.constant = left_out_constants(problem, self.draws)
-        self.env = problem.env(config.nenv)
+        self.env = problem.env(config.num_envs)
         self.episode_step = problem.domain.config.episode_steps
 
     @classmethod
     def check(cls, config: Config, domain: Domain, budget: int) -> None:
         """Refuse budgets without a step."""
-        if budget < config.nenv:
+        if budget < config.num_envs:
             raise UserError(
                 f"{cls.method_name()}: a budget of {budget} environment steps does not allow "
-                f"one step of {config.nenv} environments; raise the budget or lower nenv"
+                f"one step of {config.num_envs} environments; raise the budget or lower num_envs"
             )
 
     @torch.no_grad()
@@ -149,13 +149,13 @@ class Method(BaseMethod):
         """Play one latent in every environment until the next choice; then learn."""
         c, problem = self.config, self.problem
         tasks, length = len(problem.tasks), problem.domain.config.episode_steps
-        if self.left < c.nenv:
+        if self.left < c.num_envs:
             return False
         if self.episode_step == length:
-            starts = self.draws.start_states(problem.domain, tasks * c.nenv)
+            starts = self.draws.start_states(problem.domain, tasks * c.num_envs)
             self.obs = self._grouped(self.env.reset(starts))
             self.episode_step = 0
-        steps = min(c.switch_every, length - self.episode_step, self.left // c.nenv)
+        steps = min(c.switch_every, length - self.episode_step, self.left // c.num_envs)
         z = self.choose(self.obs)
         features, rewards = [], []
         for _ in range(steps):
@@ -163,9 +163,9 @@ class Method(BaseMethod):
             self.obs = self._grouped(self.env.step(action))
             rewards.append(problem.tensor(problem.reward(self.env, action)))
             phi = problem.model.phi(self.obs.flatten(0, 1)).double()
-            features.append(phi.unflatten(0, (tasks, c.nenv)) @ self.to_features)
+            features.append(phi.unflatten(0, (tasks, c.num_envs)) @ self.to_features)
         self.episode_step += steps
-        self.env_steps += steps * c.nenv
+        self.env_steps += steps * c.num_envs
         reward = torch.cat(rewards, 1)
         check_finite(reward, problem, "a reward")
         self.ridge.tell(torch.cat(features, 1), reward - self.constant)
@@ -173,7 +173,7 @@ class Method(BaseMethod):
         return True
 
     def choose(self, obs: Tensor) -> Tensor:
-        """Latents to play (T, nenv, d), from the states of obs (T, nenv, obs_dim)."""
+        """Latents to play (T, num_envs, d), from the states of obs (T, num_envs, obs_dim)."""
         c, ridge = self.config, self.ridge
         n = obs.shape[1]
         if c.exploration == "greedy":
@@ -191,7 +191,9 @@ class Method(BaseMethod):
         return project_z(w).to(self.z)
 
     def _grouped(self, obs: Array) -> Tensor:
-        return self.problem.tensor(obs).unflatten(0, (len(self.problem.tasks), self.config.nenv))
+        return self.problem.tensor(obs).unflatten(
+            0, (len(self.problem.tasks), self.config.num_envs)
+        )
 
 
 def ridge_values(model: Model, ridge: Ridge, obs: Tensor, z: Tensor, beta: float) -> Tensor:

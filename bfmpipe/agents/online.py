@@ -14,7 +14,7 @@ from bfmpipe.config import Config
 class OnlineConfig(Config):
     """How an agent acts, in turns with its updates."""
 
-    environments: int = Field(50, ge=1)
+    num_envs: int = Field(50, ge=1)
     """Episodes side by side. They begin and end together, and last as long as the domain's."""
     steps: int = Field(10, ge=1)
     """Control steps of every environment a turn."""
@@ -42,10 +42,10 @@ class AgentConfig(base.AgentConfig):
 
     @model_validator(mode="after")
     def _fills_a_batch(self) -> Self:
-        first = self.online.environments * self.online.random_steps
+        first = self.online.num_envs * self.online.random_steps
         if first < self.batch:
             raise ValueError(
-                f"online: {self.online.environments} environments and random_steps "
+                f"online: {self.online.num_envs} environments and random_steps "
                 f"{self.online.random_steps} make {first} transitions before the first update, "
                 f"fewer than one batch of {self.batch}; set more of either, or a smaller batch"
             )

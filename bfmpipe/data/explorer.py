@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # an explorer that does not learn needs no torch
 class ExplorerConfig(Config):
     """Settings every explorer has."""
 
-    environments: int | None = Field(None, ge=1)
+    num_envs: int | None = Field(None, ge=1)
     """Episodes explored side by side; the others follow in rounds. All at once by default."""
 
 
@@ -74,12 +74,12 @@ class Explorer(ABC):
     """
 
     @abstractmethod
-    def start(self, nenv: int) -> None:
-        """Begin new episodes in `nenv` environments."""
+    def start(self, num_envs: int) -> None:
+        """Begin new episodes in `num_envs` environments."""
 
     @abstractmethod
     def act(self, obs: Array) -> Array:
-        """Actions (nenv, action_dim), float32, in [-1, 1], at obs (nenv, obs_dim)."""
+        """Actions (num_envs, action_dim), float32, in [-1, 1], at obs (num_envs, obs_dim)."""
 
     def learn(self, history: History) -> None:  # noqa: B027
         """Learn from all that was seen, after every step of the environments."""

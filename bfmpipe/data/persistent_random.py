@@ -32,14 +32,14 @@ class Explorer(BaseExplorer):
         self.action_dim = action_dim
         self.rng = rng
 
-    def start(self, nenv: int) -> None:
+    def start(self, num_envs: int) -> None:
         """Draw a direction for every environment."""
-        self.held = self.rng.uniform(-1, 1, (nenv, self.action_dim))
+        self.held = self.rng.uniform(-1, 1, (num_envs, self.action_dim))
 
     def act(self, obs: Array) -> Array:
-        """Actions (nenv, action_dim), float32, in [-1, 1]; the observation plays no part."""
-        nenv, action_dim = self.held.shape
-        redraw = self.rng.random(nenv) < self.config.redraw_probability
+        """Actions (num_envs, action_dim), float32, in [-1, 1]; the observation plays no part."""
+        num_envs, action_dim = self.held.shape
+        redraw = self.rng.random(num_envs) < self.config.redraw_probability
         self.held[redraw] = self.rng.uniform(-1, 1, (int(np.count_nonzero(redraw)), action_dim))
-        noisy = self.held + self.config.noise_std * self.rng.standard_normal((nenv, action_dim))
+        noisy = self.held + self.config.noise_std * self.rng.standard_normal((num_envs, action_dim))
         return noisy.clip(-1, 1).astype(np.float32)

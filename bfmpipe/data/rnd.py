@@ -53,7 +53,7 @@ class Config(ExplorerConfig):
 
     preset: Literal["small", "full"] = "full"
     """Which defaults the settings below have: see `_SMALL`."""
-    environments: int | None = Field(32, ge=1)
+    num_envs: int | None = Field(32, ge=1)
     warmup: int = Field(4000, ge=0)
     """Transitions by uniformly random actions before anything is learnt."""
     updates_per_step: int = Field(4, ge=1)
@@ -150,11 +150,11 @@ class Explorer(BaseExplorer):
             "critic_targets": self.critic_targets,
         }
 
-    def start(self, nenv: int) -> None:
+    def start(self, num_envs: int) -> None:
         """Nothing is held over an episode."""
 
     def act(self, obs: Array) -> Array:
-        """Actions (nenv, action_dim): uniform before the first update, then the actor's + noise."""
+        """Actions (num_envs, action_dim): before the first update uniform, then actor and noise."""
         size = (len(obs), self.action_dim)
         if not self.updates:
             return self.rng.uniform(-1, 1, size).astype(np.float32)

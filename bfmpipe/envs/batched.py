@@ -29,20 +29,22 @@ class UnstableError(UserError):
 
 
 class BatchedEnv:
-    """`nenv` copies of a domain; bit-identical to stepping them one by one, at any thread count.
+    """Copies of a domain; bit-identical to stepping them one by one, at any thread count.
 
     Args:
         domain: the domain.
-        nenv: number of simulations.
+        num_envs: number of simulations.
         threads: size of the thread pool.
     """
 
-    def __init__(self, domain: Domain, nenv: int, threads: int) -> None:
-        if nenv < 1:
-            raise UserError(f"{domain.name}: {nenv} environments asked for, at least 1 is needed")
+    def __init__(self, domain: Domain, num_envs: int, threads: int) -> None:
+        if num_envs < 1:
+            raise UserError(
+                f"{domain.name}: {num_envs} environments asked for, at least 1 is needed"
+            )
         self.domain = domain
-        self.nenv = nenv
-        self._batch = Batch(domain.model, nenv, min(threads, nenv), persistent=True)
+        self.num_envs = num_envs
+        self._batch = Batch(domain.model, num_envs, min(threads, num_envs), persistent=True)
         self._fields = {n: self._batch.bind(n) for n in domain.fields + domain.observed_fields}
         self._ctrl = self._batch.bind("ctrl")
         # A row is time, qpos, qvel, act, warm start, controls, applied forces, and which equality
@@ -52,11 +54,11 @@ class BatchedEnv:
 
     @property
     def physics(self) -> Array:
-        """Physics states (nenv, physics_dim), float64, a copy."""
+        """Physics states (num_envs, physics_dim), float64, a copy."""
         return self._physics.copy()
 
     def reset(self, physics: Array) -> Array:
-        """Put every simulation into a physics state (nenv, physics_dim); observations there.
+        """Put every simulation into a physics state (num_envs, physics_dim); observations there.
 
         Everything else of the simulation state (time, warm start, controls) is as in a new
         simulation, so what follows depends on `physics` and the actions alone.
@@ -68,7 +70,7 @@ class BatchedEnv:
         return self.observe()
 
     def state(self) -> Array:
-        """All that the next step depends on, beside its action: (nenv, n), float64, a copy."""
+        """All that the next step depends on, beside its action: (num_envs, n), float64, a copy."""
         return self._batch.state.copy()
 
     def load_state(self, state: Array) -> None:
@@ -79,7 +81,7 @@ class BatchedEnv:
         self._batch.state[:] = state
 
     def step(self, action: Array) -> Array:
-        """Apply `action` (nenv, action_dim), in [-1, 1], for one control step; observations.
+        """Apply `action` (num_envs, action_dim), in [-1, 1], for one control step; observations.
 
         Raises:
             UnstableError: where a simulation became unstable, which MuJoCo itself passes over.
@@ -93,7 +95,7 @@ class BatchedEnv:
         return self.observe()
 
     def observe(self) -> Array:
-        """Observations (nenv, obs_dim), float32, a copy."""
+        """Observations (num_envs, obs_dim), float32, a copy."""
         return self.domain.observe(self._fields)
 
     def reached(self) -> Physics[Any]:

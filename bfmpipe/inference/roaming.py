@@ -25,7 +25,7 @@ class Roaming(Config):
     """Control steps that a latent is played before the next one is drawn."""
     noise_std: float = Field(0.0, ge=0)
     """Of Gaussian noise on the actions, which are clipped to [-1, 1]."""
-    environments: int = Field(32, ge=1)
+    num_envs: int = Field(32, ge=1)
     """Episodes side by side; the others follow in rounds."""
     seed: int = Field(0, ge=0)
 
@@ -47,8 +47,8 @@ def rounds(model: Model, domain: Domain, config: Roaming) -> Iterator[dict[str, 
     """
     rng = np.random.default_rng(config.seed)
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-    for first in range(0, config.episodes, config.environments):
-        n = min(config.environments, config.episodes - first)
+    for first in range(0, config.episodes, config.num_envs):
+        n = min(config.num_envs, config.episodes - first)
         yield _round(model, domain, config, range(first, first + n), rng, generator)
 
 

@@ -62,9 +62,9 @@ def collect(cfg: Collect, *, dataset: Path) -> None:
         return
     rng = np.random.default_rng(cfg.seed)
     explorer = module.Explorer(settings, domain.obs_dim, domain.action_dim, rng)
-    nenv = min(settings.environments or episodes, episodes)
+    num_envs = min(settings.num_envs or episodes, episodes)
     rounds = _Rounds(dataset, _provenance(cfg))
-    history, physics = _explore(domain, explorer, nenv, episodes, rng, rounds)
+    history, physics = _explore(domain, explorer, num_envs, episodes, rng, rounds)
 
     steps = domain.config.episode_steps
     rows = episodes * (steps + 1)
@@ -85,7 +85,7 @@ def collect(cfg: Collect, *, dataset: Path) -> None:
 def _explore(
     domain: Domain,
     explorer: Explorer,
-    nenv: int,
+    num_envs: int,
     episodes: int,
     rng: np.random.Generator,
     rounds: "_Rounds",
@@ -99,13 +99,13 @@ def _explore(
     physics = np.empty((episodes, steps + 1, domain.physics_dim))
     columns = {"obs": history.obs, "action": history.action, "physics": physics}
     history.finished = rounds.resume(columns, explorer, rng)
-    env = BatchedEnv(domain, nenv, threads())
-    total = -(-episodes // nenv) * steps
+    env = BatchedEnv(domain, num_envs, threads())
+    total = -(-episodes // num_envs) * steps
     with progress(total, f"collect {domain.name}", "step") as bar:
-        bar.update(history.finished // nenv * steps)
+        bar.update(history.finished // num_envs * steps)
         while history.finished < episodes:
-            history.running = min(nenv, episodes - history.finished)
-            if history.running < env.nenv:
+            history.running = min(num_envs, episodes - history.finished)
+            if history.running < env.num_envs:
                 env = BatchedEnv(domain, history.running, threads())
             now = slice(history.finished, history.finished + history.running)
             obs, action = history.obs[now], history.action[now]

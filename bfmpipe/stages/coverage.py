@@ -18,7 +18,7 @@ from bfmpipe.stages.sections import provenance
 from bfmpipe.types import UserError
 
 _BLOCK = 2**18  # rows at a time
-_NENV = 256
+_NUM_ENVS = 256
 
 
 class Coverage(Config):
@@ -98,16 +98,16 @@ def visits_of_random(domain: Domain, cfg: Coverage, data: transitions.Transition
     rng = np.random.default_rng(cfg.seed)
     visits = Visits(axes_of(domain.name))
     rows, steps = len(data.episode), domain.config.episode_steps
-    nenv = min(_NENV, -(-rows // (steps + 1)))
-    env = BatchedEnv(domain, nenv, threads())
-    values = np.empty((nenv, steps + 1, len(visits.axes)))
-    rounds = -(-rows // (nenv * (steps + 1)))
+    num_envs = min(_NUM_ENVS, -(-rows // (steps + 1)))
+    env = BatchedEnv(domain, num_envs, threads())
+    values = np.empty((num_envs, steps + 1, len(visits.axes)))
+    rounds = -(-rows // (num_envs * (steps + 1)))
     with progress(rounds * steps, f"random actions in {domain.name}", "step") as bar:
         while visits.seen < rows:
-            env.reset(domain.exploration_states(nenv, rng))
+            env.reset(domain.exploration_states(num_envs, rng))
             values[:, 0] = coordinates(domain, env.physics)
             for t in range(steps):
-                env.step(rng.uniform(-1, 1, (nenv, domain.action_dim)).astype(np.float32))
+                env.step(rng.uniform(-1, 1, (num_envs, domain.action_dim)).astype(np.float32))
                 values[:, t + 1] = coordinates(domain, env.physics)
                 bar.update()
             visits.add(values.reshape(-1, len(visits.axes))[: rows - visits.seen])

@@ -133,7 +133,7 @@ def test_the_data_are_what_was_played():
     """A and b, recomputed from the toy's exact features: the actions."""
     rewards = {"a": linear(BEST[0]), "b": linear(BEST[1])}
     problem = toy.problem(rewards, INFERRED, budget=47, episode_steps=10)
-    method = toy.make("opti", problem, nenv=2, switch_every=4, ridge=2.0, candidates=4)
+    method = toy.make("opti", problem, num_envs=2, switch_every=4, ridge=2.0, candidates=4)
     A = 2.0 * torch.eye(5).expand(2, -1, -1).double()
     b = 2.0 * INFERRED.double()
     segments = []
@@ -189,7 +189,7 @@ def test_what_least_squares_leaves_out_is_not_learnt():
         return physics.qvel @ weights + 0.5
 
     problem.domain.reward = reward
-    method = toy.make("opti", problem, nenv=2, ridge=1.0)
+    method = toy.make("opti", problem, num_envs=2, ridge=1.0)
     shift = 0.5 + float(centre.double() @ INFERRED[0].double())
     assert method.constant.tolist() == [[pytest.approx(shift, abs=1e-6)]]
     method.advance()
@@ -199,7 +199,7 @@ def test_what_least_squares_leaves_out_is_not_learnt():
 def test_a_budget_below_one_step_says_so():
     problem = toy.problem({"a": linear(BEST[0])}, INFERRED[:1], budget=3)
     with pytest.raises(UserError, match="opti: a budget of 3 environment steps does not allow one"):
-        toy.make("opti", problem, nenv=4)
+        toy.make("opti", problem, num_envs=4)
 
 
 def test_a_reward_that_is_no_number_says_so():

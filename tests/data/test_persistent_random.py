@@ -6,10 +6,10 @@ import pytest
 from bfmpipe.data.persistent_random import Config, Explorer
 
 
-def play(seed, steps=50, nenv=3, action_dim=2, **settings):
+def play(seed, steps=50, num_envs=3, action_dim=2, **settings):
     explorer = Explorer(Config(**settings), 4, action_dim, np.random.default_rng(seed))
-    explorer.start(nenv)
-    obs = np.zeros((nenv, 4), np.float32)
+    explorer.start(num_envs)
+    obs = np.zeros((num_envs, 4), np.float32)
     return np.stack([explorer.act(obs) for _ in range(steps)])
 
 
@@ -40,7 +40,7 @@ def test_actions_cover_the_box():
 
 
 def test_a_direction_is_held_for_one_over_the_probability_on_average():
-    actions = play(0, steps=2000, nenv=50, noise_std=0.0, redraw_probability=0.1)
+    actions = play(0, steps=2000, num_envs=50, noise_std=0.0, redraw_probability=0.1)
     redrawn = (actions[1:] != actions[:-1]).any(axis=2)
     # about 10,000 redraws: the relative error of their rate is about .01
     np.testing.assert_allclose(1 / redrawn.mean(), 10, rtol=0.05)
@@ -54,5 +54,5 @@ def test_extreme_probabilities_hold_for_ever_or_never():
 
 
 def test_noise_is_added_to_what_is_held():
-    actions = play(0, steps=4000, nenv=1, noise_std=0.05, redraw_probability=0.0)
+    actions = play(0, steps=4000, num_envs=1, noise_std=0.05, redraw_probability=0.0)
     np.testing.assert_allclose(actions.std(axis=0), 0.05, rtol=0.1)

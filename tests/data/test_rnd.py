@@ -14,7 +14,7 @@ from bfmpipe.types import UserError
 
 TINY = {
     "preset": "small",
-    "environments": 4,
+    "num_envs": 4,
     "warmup": 40,
     "batch": 16,
     "hidden_dim": 16,
@@ -52,7 +52,7 @@ def test_the_small_preset_fills_what_is_not_given():
         ({"preset": "tiny"}, "explorer rnd: preset: 'tiny' is not a choice; "),
         ({"discount": 1.0}, "explorer rnd: discount: 1.0 should be less than 1"),
         ({"hiden_dim": 3}, "hiden_dim is not a setting; did you mean hidden_dim?"),
-        ({"environments": 0}, "environments: 0 should be greater than or equal to 1"),
+        ({"num_envs": 0}, "num_envs: 0 should be greater than or equal to 1"),
     ],
 )
 def test_bad_settings_are_one_sentence(settings, said):
@@ -357,7 +357,7 @@ def test_damaged_or_missing_rounds_are_explored_anew(
 
 
 def test_persistent_random_takes_rounds_too(tiny, tmp_path):
-    explorer = {"name": "persistent-random", "settings": {"environments": 4}}
+    explorer = {"name": "persistent-random", "settings": {"num_envs": 4}}
     settings = tiny.settings("collect", explorer=explorer, episodes=10)
     tiny.run("collect", settings=settings, dataset=tmp_path / "data.parquet")
     assert len(transitions.read(tmp_path / "data.parquet").index) == 10 * tiny.episode_steps

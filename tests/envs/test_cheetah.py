@@ -19,7 +19,7 @@ from tests.envs.oracle import (
     record,
 )
 
-NENV, STEPS = 3, 1000
+NUM_ENVS, STEPS = 3, 1000
 
 
 def make(**settings):
@@ -48,8 +48,8 @@ REWARDS = {
 @pytest.fixture(scope="module")
 def known():
     rng = np.random.default_rng(0)
-    starts = make().start_states(NENV, rng)
-    return record(dm_cheetah.run(), starts, rng.uniform(-1, 1, (STEPS, NENV, 6)), REWARDS)
+    starts = make().start_states(NUM_ENVS, rng)
+    return record(dm_cheetah.run(), starts, rng.uniform(-1, 1, (STEPS, NUM_ENVS, 6)), REWARDS)
 
 
 def test_the_model_and_the_clock_are_dm_controls():
@@ -144,13 +144,13 @@ def test_starts_are_settled_as_mujoco_would_one_by_one(monkeypatch):
 
 
 def test_the_random_policy_earns_what_it_is_known_to():
-    domain, rng, nenv = make(), np.random.default_rng(0), 32
-    env = BatchedEnv(domain, nenv, 1)
-    env.reset(domain.start_states(nenv, rng))
+    domain, rng, num_envs = make(), np.random.default_rng(0), 32
+    env = BatchedEnv(domain, num_envs, 1)
+    env.reset(domain.start_states(num_envs, rng))
     totals = dict.fromkeys(domain.task_names, 0.0)
     tasks = domain.tasks("all", domain.task_names, {})
     for _ in range(domain.config.episode_steps):
-        action = rng.uniform(-1, 1, (nenv, 6))
+        action = rng.uniform(-1, 1, (num_envs, 6))
         env.step(action)
         for task in tasks:
             totals[task.name] += domain.reward(task, env.reached(), action).mean()

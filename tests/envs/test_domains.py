@@ -105,22 +105,22 @@ def test_observations_are_finite_single_precision_copies(domain):
 
 def test_rewards_are_in_range_and_relabelled_bit_for_bit(domain, monkeypatch):
     rng = np.random.default_rng(2)
-    nenv, steps, tasks = 13, 50, all_tasks(domain)
-    env = BatchedEnv(domain, nenv, 1)
-    env.reset(domain.exploration_states(nenv, rng))
-    actions = draw_actions(domain, steps, nenv, rng)
+    num_envs, steps, tasks = 13, 50, all_tasks(domain)
+    env = BatchedEnv(domain, num_envs, 1)
+    env.reset(domain.exploration_states(num_envs, rng))
+    actions = draw_actions(domain, steps, num_envs, rng)
     stepped, physics = [], []
     for action in actions:
         env.step(action)
         stepped.append([domain.reward(task, env.reached(), action) for task in tasks])
         physics.append(env.physics)
     rewards = np.stack(stepped, axis=1).reshape(len(tasks), -1)
-    rows = np.concatenate(physics), actions.reshape(steps * nenv, -1)
+    rows = np.concatenate(physics), actions.reshape(steps * num_envs, -1)
     assert rewards.dtype == np.float64
     lowest = [-3 if task.name == "reach_bottom_left_long" else 0 for task in tasks]
     assert (rewards.min(1) >= lowest).all()
     assert rewards.max() <= 1
-    order = rng.permutation(steps * nenv)[:-1]
+    order = rng.permutation(steps * num_envs)[:-1]
     for block in (domain_module._BLOCK, 100, 7):
         monkeypatch.setattr(domain_module, "_BLOCK", block)
         for task, reward in zip(tasks, rewards, strict=True):

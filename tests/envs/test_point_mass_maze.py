@@ -36,16 +36,16 @@ def test_constants_are_those_of_the_model_file():
 def test_batch_is_plain_mujoco_bit_for_bit(threads):
     domain = make()
     rng = np.random.default_rng(0)
-    nenv, steps = 7, 60
-    starts = domain.exploration_states(nenv, rng)
-    actions = rng.uniform(-1, 1, (steps, nenv, 2))
-    env = BatchedEnv(domain, nenv, threads)
+    num_envs, steps = 7, 60
+    starts = domain.exploration_states(num_envs, rng)
+    actions = rng.uniform(-1, 1, (steps, num_envs, 2))
+    env = BatchedEnv(domain, num_envs, threads)
     env.reset(starts)
     batched = []
     for action in actions:
         env.step(action)
         batched.append(env.physics)
-    for i in range(nenv):
+    for i in range(num_envs):
         data = mujoco.MjData(domain.model)
         data.qpos[:], data.qvel[:] = starts[i, :2], starts[i, 2:]
         mujoco.mj_forward(domain.model, data)
@@ -257,14 +257,14 @@ def test_reset_to_a_stored_state_goes_on_the_same_in_any_slot():
     physics = domain.exploration_states(1, rng)
     action = rng.uniform(-1, 1, (30, 2))
     ends = []
-    for nenv, slot in ((1, 0), (5, 3)):
-        env = BatchedEnv(domain, nenv, 1)
-        states = domain.exploration_states(nenv, rng)
+    for num_envs, slot in ((1, 0), (5, 3)):
+        env = BatchedEnv(domain, num_envs, 1)
+        states = domain.exploration_states(num_envs, rng)
         states[slot] = physics[0]
-        env.step(rng.uniform(-1, 1, (nenv, 2)))
+        env.step(rng.uniform(-1, 1, (num_envs, 2)))
         env.reset(states)
         for a in action:
-            env.step(np.tile(a, (nenv, 1)))
+            env.step(np.tile(a, (num_envs, 1)))
         ends.append(env.physics[slot])
     assert np.array_equal(*ends)
 

@@ -11,7 +11,7 @@ from bfmpipe.envs.batched import BatchedEnv
 from bfmpipe.types import UserError
 from tests.envs.oracle import assert_parity, assert_relabelled, binary, record
 
-NENV, STEPS = 3, 1000
+NUM_ENVS, STEPS = 3, 1000
 
 
 def make(**settings):
@@ -48,8 +48,8 @@ REWARDS = {
 @pytest.fixture(scope="module")
 def known():
     rng = np.random.default_rng(0)
-    starts = make().start_states(NENV, rng)
-    return record(dm_quadruped.run(), starts, rng.uniform(-1, 1, (STEPS, NENV, 12)), REWARDS)
+    starts = make().start_states(NUM_ENVS, rng)
+    return record(dm_quadruped.run(), starts, rng.uniform(-1, 1, (STEPS, NUM_ENVS, 12)), REWARDS)
 
 
 def test_the_model_and_the_clock_are_dm_controls():
@@ -100,7 +100,7 @@ def test_any_states_give_rewards_and_quantities():
 def test_a_reset_to_a_stored_state_feels_its_forces(known):
     """They belong to that state under controls of zero, in an env that did other things before."""
     domain, stored = make(), known.states[500]
-    env = BatchedEnv(domain, NENV, 1)
+    env = BatchedEnv(domain, NUM_ENVS, 1)
     env.reset(known.starts)
     for action in known.actions[:3]:
         env.step(action)

@@ -13,7 +13,7 @@ from bfmpipe.envs import walker
 from bfmpipe.envs.batched import BatchedEnv
 from bfmpipe.types import Array, UserError
 
-NENV, STEPS = 3, 1000
+NUM_ENVS, STEPS = 3, 1000
 
 
 def make(**settings):
@@ -26,26 +26,26 @@ def tasks(domain):
 
 @dataclass
 class Oracle:
-    """What dm_control makes of NENV start states and STEPS actions each."""
+    """What dm_control makes of NUM_ENVS start states and STEPS actions each."""
 
     starts: Array
-    actions: Array  # (STEPS, NENV, 6)
-    states: Array  # after each action, (STEPS, NENV, 18)
-    obs: Array  # (STEPS, NENV, 24), float64
-    rewards: dict[str, Array]  # (STEPS, NENV)
+    actions: Array  # (STEPS, NUM_ENVS, 6)
+    states: Array  # after each action, (STEPS, NUM_ENVS, 18)
+    obs: Array  # (STEPS, NUM_ENVS, 24), float64
+    rewards: dict[str, Array]  # (STEPS, NUM_ENVS)
 
 
 @pytest.fixture(scope="module")
 def oracle():
     rng = np.random.default_rng(0)
-    starts = make().start_states(NENV, rng)
-    actions = rng.uniform(-1, 1, (STEPS, NENV, 6))
-    states, obs = np.empty((STEPS, NENV, 18)), np.empty((STEPS, NENV, 24))
-    rewards = {name: np.empty((STEPS, NENV)) for name in make().task_names}
+    starts = make().start_states(NUM_ENVS, rng)
+    actions = rng.uniform(-1, 1, (STEPS, NUM_ENVS, 6))
+    states, obs = np.empty((STEPS, NUM_ENVS, 18)), np.empty((STEPS, NUM_ENVS, 24))
+    rewards = {name: np.empty((STEPS, NUM_ENVS)) for name in make().task_names}
     others = {name: dm_walker.PlanarWalker(speed) for name, speed in (("stand", 0), ("run", 8))}
     env = dm_walker.walk()
     physics = env.physics
-    for i in range(NENV):
+    for i in range(NUM_ENVS):
         env.reset()
         with physics.reset_context():
             physics.set_state(starts[i])
@@ -91,7 +91,7 @@ def test_the_model_and_the_clock_are_dm_controls():
 @pytest.mark.parametrize("threads", [1, 2])
 def test_parity_with_dm_control(oracle, threads):
     domain = make()
-    env = BatchedEnv(domain, NENV, threads)
+    env = BatchedEnv(domain, NUM_ENVS, threads)
     env.reset(oracle.starts)
     for t, action in enumerate(oracle.actions):
         obs = env.step(action)
@@ -179,12 +179,12 @@ def test_starts_are_distributed_as_dm_controls(kind):
 
 
 def test_the_random_policy_earns_what_it_is_known_to():
-    domain, rng, nenv = make(), np.random.default_rng(0), 16
-    env = BatchedEnv(domain, nenv, 1)
-    env.reset(domain.start_states(nenv, rng))
+    domain, rng, num_envs = make(), np.random.default_rng(0), 16
+    env = BatchedEnv(domain, num_envs, 1)
+    env.reset(domain.start_states(num_envs, rng))
     totals = dict.fromkeys(domain.task_names, 0.0)
     for _ in range(domain.config.episode_steps):
-        action = rng.uniform(-1, 1, (nenv, 6))
+        action = rng.uniform(-1, 1, (num_envs, 6))
         env.step(action)
         for task in tasks(domain):
             totals[task.name] += domain.reward(task, env.reached(), action).mean()

@@ -14,7 +14,7 @@ FB_CPR = {
     "batch": 32,
     **{name: TINY for name in ("forward_map", "actor", "critic")},
     **{name: {"hidden_dim": 16} for name in ("backward_map", "discriminator")},
-    "online": {"environments": 4, "random_steps": 40, "updates": 10, "steps": 10},
+    "online": {"num_envs": 4, "random_steps": 40, "updates": 10, "steps": 10},
 }
 OF = "results/smoke/point_mass_maze"
 

@@ -23,7 +23,7 @@ from bfmpipe.kernels.extension import cuda_problem
 from bfmpipe.report import timing
 from bfmpipe.types import UserError
 
-OFF_POLICY = {"nenv": 2, "batch": 8, "warmup_steps": 10}
+OFF_POLICY = {"num_envs": 2, "batch": 8, "warmup_steps": 10}
 METHODS = {
     "zero-shot": {},
     "lola": {"states": 2, "latents": 2, "horizon": 5},
@@ -377,7 +377,7 @@ def test_killed_it_goes_on_and_ends_in_the_same_bytes(tiny, tmp_path, went_on_at
 
 def test_it_goes_on_from_the_last_evaluation_too(tiny, tmp_path, interrupted, went_on_at, capsys):
     """Whose paths are stored, and no checkpoint holds them."""
-    kept = interrupted(after=LONG["episodes"] * 20 // OFF_POLICY["nenv"])
+    kept = interrupted(after=LONG["episodes"] * 20 // OFF_POLICY["num_envs"])
     capsys.readouterr()
     resumed = finish(tiny, kept.parent)
     assert went_on_at == [LONG["episodes"] * 20]

@@ -26,7 +26,7 @@ AGENT = {
         **dict.fromkeys(("forward_map", "actor", "critic"), TINY),
         **{name: {"hidden_dim": 16} for name in ("backward_map", "discriminator")},
         "online": {
-            "environments": 4,
+            "num_envs": 4,
             "steps": 5,
             "updates": 4,
             "random_steps": 30,
