@@ -5,13 +5,17 @@ In configurations methods and explorers are written with hyphens: ``zero-shot`` 
 The interface itself, a class of that name derived from ``ABC``, is no plugin.
 
 A second directory of the same layout, named by the environment variable ``BFMPIPE_PLUGINS``, may
-hold modules of one's own: its ``adaptation/mine.py`` is then ``bfmpipe.adaptation.mine``.
+hold modules of one's own: its ``adaptation/mine.py`` is then ``bfmpipe.adaptation.mine``, for
+``import`` as well, wherever this module was imported.
 """
 
 import ast
 import importlib
 import os
+import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
@@ -99,9 +103,6 @@ def load(kind: str, name: str, *, root: Path = _PACKAGE) -> ModuleType:
     dotted = module_name(kind, name, root=root)
     path = _file(kind, name, root)
     try:
-        package = importlib.import_module(dotted.rpartition(".")[0])
-        if str(path.parent) not in package.__path__ and path.parent != root / path.parent.name:
-            package.__path__.append(str(path.parent))
         module = importlib.import_module(dotted)
     except UserError:
         raise
@@ -183,3 +184,21 @@ def _defines(path: Path, name: str) -> bool:
         and not any(ast.unparse(base) in ("ABC", "abc.ABC") for base in node.bases)
         for node in tree.body
     )
+
+
+class _OwnFinder:
+    """Finds modules of one's own where the package's are not; what these import is found too."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, *within = name.split(".")
+        home = os.environ.get(VARIABLE)
+        kinds = {_DIRECTORY.get(kind, kind) for kind in PLUGIN_CLASS}
+        if not home or package != _PACKAGE.name or len(within) != 2 or within[0] not in kinds:
+            return None
+        return PathFinder.find_spec(name, [str(Path(home).absolute() / within[0])], target)
+
+
+sys.meta_path.append(_OwnFinder)  # last: the package's own come first

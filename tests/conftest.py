@@ -164,6 +164,3 @@ def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     for name, module in list(sys.modules.items()):
         if name not in before and str(getattr(module, "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]
-    for package in ("adaptation", "agents", "data", "envs"):
-        if loaded := sys.modules.get(f"bfmpipe.{package}"):
-            loaded.__path__[:] = [p for p in loaded.__path__ if not p.startswith(str(tmp_path))]

@@ -1,3 +1,4 @@
+import importlib
 import sys
 
 import pytest
@@ -161,10 +162,14 @@ def own(own_modules, monkeypatch):
         "adaptation/my_method_1.py": (
             "from bfmpipe.adaptation import lola\n"
             "from bfmpipe.adaptation.shared_by_mine import VALUE\n"
+            "from bfmpipe.agents.my_layers_1 import WIDTH\n"
             "class Config(lola.Config): pass\n"
             "class Method(lola.Method): pass\n"
         ),
-        "agents/my_model_1.py": "class Config: pass\nclass Model: pass\n",
+        "agents/my_layers_1.py": "WIDTH = 16\n",
+        "agents/my_model_1.py": (
+            "from .my_layers_1 import WIDTH\nclass Config: pass\nclass Model: pass\n"
+        ),
     }.items():
         path = own_modules / name
         path.parent.mkdir(exist_ok=True)
@@ -183,10 +188,20 @@ def test_modules_of_ones_own_are_found_beside_the_packages(own):
     assert plugins.load("adaptation", "lola").__file__ != str(own / "adaptation" / "lola.py")
 
 
+def test_a_module_of_ones_own_is_imported_as_those_of_the_package_are(own):
+    """A script that saves a model needs its class."""
+    model = importlib.import_module("bfmpipe.agents.my_model_1")
+    assert model is plugins.load("models", "my_model_1")
+    assert importlib.import_module("bfmpipe.agents.fb").__file__ != str(own / "agents" / "fb.py")
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("bfmpipe.agents.my_model_2")
+
+
 def test_a_module_of_ones_own_is_part_of_the_code(own):
     name = plugins.module_name("adaptation", "my-method-1")
     reached = code.reachable(name, own=own)
     assert {name, "bfmpipe.adaptation.lola", "bfmpipe.adaptation.shared_by_mine"} <= set(reached)
+    assert "bfmpipe.agents.my_layers_1" in reached
     digests = [code.digest(name, own=own)]
     (own / "adaptation" / "my_method_1.json").write_text("{}")
     digests.append(code.digest(name, own=own))
