@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from bfmpipe.types import UserError
+from bfmpipe.types import UserError, not_python
 
 _PACKAGE = Path(__file__).parent
 _CSRC_SUFFIXES = {".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp", ".cmake", ".txt"}
@@ -34,7 +34,7 @@ def digest(*modules: str, own: Path | None = None, root: Path = _PACKAGE) -> str
         root: the package's directory; its name is the package's name.
 
     Raises:
-        UserError: a name is no module of the package.
+        UserError: a name is no module of the package, or a module is not Python.
     """
     found = _closure(modules, root, own)
     total = hashlib.sha256()
@@ -139,7 +139,10 @@ class _Module(NamedTuple):
 
 def _read(path: Path, name: str) -> _Module:
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    return _parse(path.read_bytes(), package, str(path))
+    try:
+        return _parse(path.read_bytes(), package, str(path))
+    except (SyntaxError, ValueError) as error:
+        raise not_python(path, error) from None
 
 
 @lru_cache(maxsize=1024)

@@ -182,7 +182,8 @@ class Experiment(Config):
     def pretrained(self, domain: str, agent: str, seed: int | str) -> str:
         """The directory of a model that is finished."""
         path = str(self.agents[agent][_PRETRAINED])
-        return path.replace("{domain}", domain).replace("{seed}", str(seed))
+        path = path.replace("{domain}", domain).replace("{seed}", str(seed))
+        return str(Path(path).expanduser())
 
     def source(self, domain: str) -> str:
         """The fingerprint of the files that a data set is imported from; "" where it is explored.
@@ -345,7 +346,7 @@ def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Exp
     experiment = parse(Experiment, mapping, where)
     if experiment.plugins:
         with _at(f"{where}: plugins: "):
-            plugins.use(base / experiment.plugins)
+            plugins.use(base / Path(experiment.plugins).expanduser())
     _check_names(experiment, where)
     if isinstance(experiment.adapt.device, dict):
         _check_methods_exist(experiment, experiment.adapt.device, f"{where}: adapt.device")
@@ -405,7 +406,7 @@ def _check_agents(experiment: Experiment, domains: Sequence[Domain], where: str)
 
 def _check_finished(experiment: Experiment, agent: str) -> None:
     """Refuse finished models that are not there, or are one for several domains or seeds."""
-    plugins.module_name("models", agent)
+    plugins.load("models", agent)
     settings = experiment.agents[agent]
     for key in settings:
         if key != _PRETRAINED:
@@ -421,7 +422,7 @@ def _check_finished(experiment: Experiment, agent: str) -> None:
         for name in (CONFIG, WEIGHTS):
             if not (directory / name).is_file():
                 raise UserError(
-                    f"{_PRETRAINED}: {directory} has no {name}; name a directory that "
+                    f"{_PRETRAINED}: {directory.absolute()} has no {name}; name a directory that "
                     "bfmpipe.agents.save_model wrote"
                 )
 

@@ -33,6 +33,7 @@ PLUGIN_CLASS = {
 #: Where a kind's modules are, if not in the directory of its name: what can be loaded is more than
 #: what can be trained, so an agent's module may have a Model and no Agent.
 _DIRECTORY = {"models": "agents"}
+_KINDS = tuple(sorted({_DIRECTORY.get(kind, kind) for kind in PLUGIN_CLASS}))
 _HYPHENATED = ("adaptation", "data")
 _PACKAGE = Path(__file__).parent
 VARIABLE = "BFMPIPE_PLUGINS"
@@ -42,7 +43,7 @@ def use(directory: Path | str) -> None:
     """Take modules of one's own from a directory too, here and in all processes that this begins.
 
     Raises:
-        UserError: it is no directory.
+        UserError: it is no directory of modules.
     """
     os.environ[VARIABLE] = str(Path(directory).absolute())
     own_directory()
@@ -52,16 +53,18 @@ def own_directory() -> Path | None:
     """The directory of modules of one's own, if there is one.
 
     Raises:
-        UserError: `BFMPIPE_PLUGINS` names no directory.
+        UserError: `BFMPIPE_PLUGINS` names no directory of modules.
     """
     named = os.environ.get(VARIABLE)
-    if named and not Path(named).is_dir():
-        within = sorted({_DIRECTORY.get(kind, kind) for kind in PLUGIN_CLASS})
+    if not named:
+        return None
+    if not any(Path(named, kind).is_dir() for kind in _KINDS):
+        lacks = "has none" if Path(named).is_dir() else "is no directory"
         raise UserError(
-            f"{VARIABLE}: {named} is no directory; name one that has modules in its directories "
-            f"{', '.join(within)}"
+            f"{VARIABLE}: {named} {lacks}; name one that has modules in its directories "
+            f"{', '.join(_KINDS)}"
         )
-    return Path(named) if named else None
+    return Path(named)
 
 
 def names(kind: str, *, root: Path = _PACKAGE) -> tuple[str, ...]:
@@ -106,6 +109,10 @@ def load(kind: str, name: str, *, root: Path = _PACKAGE) -> ModuleType:
         module = importlib.import_module(dotted)
     except UserError:
         raise
+    except SyntaxError as error:
+        file = error.filename or str(path)
+        beside = "" if file == str(path) else f"{at(path, error)}: "
+        raise UserError(f"{beside}{not_python(file, error)}") from error
     except (Exception, SystemExit) as error:
         raise UserError(f"{at(path, error)}: {raised(error)}") from error
     lacks = [] if hasattr(module, "Config") else ["Config"]
@@ -195,8 +202,7 @@ class _OwnFinder:
     ) -> ModuleSpec | None:
         package, *within = name.split(".")
         home = os.environ.get(VARIABLE)
-        kinds = {_DIRECTORY.get(kind, kind) for kind in PLUGIN_CLASS}
-        if not home or package != _PACKAGE.name or len(within) != 2 or within[0] not in kinds:
+        if not home or package != _PACKAGE.name or len(within) != 2 or within[0] not in _KINDS:
             return None
         return PathFinder.find_spec(name, [str(Path(home).absolute() / within[0])], target)
 

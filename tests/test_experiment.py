@@ -733,7 +733,11 @@ def test_finished_models_need_no_agent_and_none_of_what_training_needs(finished,
         ({"z_dim": 8}, "z_dim: a finished model has settings of its own; remove it"),
         ({"pretrained": 3}, "pretrained must be a path"),
         ({"pretrained": "models/{domain}"}, "pretrained: models/{domain} is one for all; it needs"),
-        ({"pretrained": "no/{seed}"}, "pretrained: no/0 has no config.json; name a directory that"),
+        (
+            {"pretrained": "no/{seed}"},
+            f"pretrained: {Path.cwd()}/no/0 has no config.json; name a directory that",
+        ),
+        ({"pretrained": "~/no/{seed}"}, f"pretrained: {Path.home()}/no/0 has no config.json"),
     ],
 )
 def test_a_mistake_about_finished_models_is_named(finished, settings, said):
@@ -741,6 +745,21 @@ def test_a_mistake_about_finished_models_is_named(finished, settings, said):
     with pytest.raises(UserError) as caught:
         experiment.check(finished, "my.yaml")
     assert str(caught.value).startswith(f"my.yaml: agents.fb: {said}")
+
+
+def test_a_mistake_in_the_module_of_a_finished_model_is_named(finished, own_modules):
+    """Before anything runs, and where the module itself is none of it."""
+    agents = own_modules / "agents"
+    agents.mkdir()
+    (agents / "my_model_3.py").write_text("from .my_layers_3 import A\nclass Model: pass\n")
+    (agents / "my_layers_3.py").write_text("A = (\n")
+    finished |= {"plugins": ".", "agents": {"my_model_3": finished["agents"]["fb"]}}
+    with pytest.raises(UserError) as caught:
+        experiment.check(finished, "my.yaml", base=own_modules)
+    assert str(caught.value) == (
+        f"my.yaml: agents.my_model_3: {agents}/my_model_3.py, line 1: {agents}/my_layers_3.py: "
+        "line 1: is not Python: '(' was never closed"
+    )
 
 
 def test_what_is_trained_needs_a_section_on_it(smoke):

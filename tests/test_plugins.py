@@ -210,6 +210,15 @@ def test_a_module_of_ones_own_is_part_of_the_code(own):
     assert len(set(digests)) == 3
 
 
+def test_what_a_module_of_ones_own_imports_is_python(own):
+    path = own / "adaptation" / "shared_by_mine.py"
+    path.write_text("VALUE = (\n")
+    with pytest.raises(UserError, match=r"shared_by_mine\.py: line 1: is not Python"):
+        code.digest("bfmpipe.adaptation.my_method_1", own=own)
+    said = said_of(plugins._PACKAGE, "adaptation", "my-method-1")
+    assert said.startswith(f"{own}/adaptation/my_method_1.py, line 2: {path}: line 1: is not Py")
+
+
 def test_a_module_of_ones_own_takes_no_other_ones_name(own):
     (own / "adaptation" / "lola.py").write_text("class Config: pass\nclass Method: pass\n")
     with pytest.raises(UserError, match=r"adaptation/lola\.py: .*lola\.py has this name; choose"):
@@ -233,3 +242,5 @@ def test_a_directory_that_is_not_there_is_named(own_modules):
         UserError, match=r"BFMPIPE_PLUGINS: .*nowhere is no directory; name one that"
     ):
         plugins.use(own_modules / "nowhere")
+    with pytest.raises(UserError, match=r"BFMPIPE_PLUGINS: .* has none; name one that has modules"):
+        plugins.use(own_modules)

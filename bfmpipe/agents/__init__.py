@@ -74,7 +74,9 @@ def load_model(directory: Path | str) -> tuple[Model, dict[str, Any]]:
     try:
         module = plugins.load("models", card.agent)
     except UserError as error:
-        raise UserError(f"{path}: agent: {error}") from error
+        own = f"; where it is one of your own, {plugins.VARIABLE} names the directory of its module"
+        hint = "" if plugins.own_directory() else own
+        raise UserError(f"{path}: agent: {error}{hint}") from error
     config = parse(module.Config, card.config, str(path), at="config")
     try:
         with torch.device("meta"):  # no initial weights: orthogonal ones take seconds
