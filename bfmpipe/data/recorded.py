@@ -44,7 +44,7 @@ class Explorer:
         self.path = _path(config.path, domain.name)
         self.data = transitions.read(self.path)
         try:
-            transitions.check_domain(self.data, domain)
+            transitions.check_domain(self.data, domain, "the experiment")
         except UserError as error:
             raise UserError(f"{self.path}: {error}") from error
         ends = np.flatnonzero(np.diff(self.data.episode)) + 1

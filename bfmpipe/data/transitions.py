@@ -58,20 +58,25 @@ class DomainLike(Protocol):
         """Width of a physics state."""
 
 
-def check_domain(data: "Transitions", domain: DomainLike) -> None:
+def check_domain(data: "Transitions", domain: DomainLike, of: str = "the model") -> None:
     """Refuse a data set of another domain.
+
+    Args:
+        data: the data set.
+        domain: what it must be of.
+        of: whose domain that is, in messages.
 
     Raises:
         UserError: where the names, the settings of the body or the widths of the columns differ.
     """
     if data.domain != domain.name:
-        raise UserError(f"the data set is of {data.domain}, the model of {domain.name}")
+        raise UserError(f"the data set is of {data.domain}, {of} of {domain.name}")
     given = parse(type(domain.config), data.domain_settings, "the data set's domain")
     wanted = domain.config.model_dump(mode="json")
     for name, value in given.model_dump(mode="json").items():
         if name not in OF_EPISODES and value != wanted[name]:
             raise UserError(
-                f"the data set is of {data.domain} with {name} {value}, the model of {name} "
+                f"the data set is of {data.domain} with {name} {value}, {of} of {name} "
                 f"{wanted[name]}; collect the data with the same {name}"
             )
     for name in ("obs", "action", "physics"):

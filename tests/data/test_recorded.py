@@ -67,12 +67,12 @@ def test_another_file_has_another_fingerprint(tmp_path):
         (
             {"settings": {"physics_steps": 4}},
             {},
-            r"data\.parquet: the data set is of point_mass_ma",
+            r"data\.parquet: the data set is of point_mass_maze with physics_steps 5, the exp",
         ),
         (
             {"name": "walker", "settings": {}},
             {},
-            "data.parquet: the data set is of point_mass_maze",
+            "data.parquet: the data set is of point_mass_maze, the experiment of walker",
         ),
         ({}, {"path": "nowhere.parquet"}, "nowhere.parquet: no such file"),
     ],
