@@ -34,7 +34,7 @@ def adopt(cfg: Adopt, *, pretrained: Path, model: Path) -> None:
                 f"{name} {wanted[name]}; set domains.{domain.name}.settings.{name} to the model's"
             )
     seed = found.card.get("seed", cfg.seed)
-    if seed != cfg.seed:
+    if str(seed) != str(cfg.seed):
         raise UserError(
             f"{pretrained}: was trained with seed {seed}, and stands for seed {cfg.seed} here; "
             "list the models' own seeds"

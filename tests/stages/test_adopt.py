@@ -21,6 +21,12 @@ def test_one_that_has_no_seed_stands_for_any(tiny, tmp_path, edit_card):
     assert (tmp_path / "there" / "config.json").exists()
 
 
+def test_a_seed_may_be_saved_as_text(tiny, tmp_path, edit_card):
+    adopt(tiny, edit_card(seed="7"), tmp_path / "there", seed=7)
+    with pytest.raises(UserError, match="trained with seed 7, and stands for seed 0 here"):
+        adopt(tiny, edit_card(seed="7"), tmp_path / "other")
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
