@@ -346,7 +346,7 @@ def _training(results: Results) -> Iterable[Markup]:
         many = _many(results.trainings, "training")
         yield tag("p", f"The divergence alarm rang in none of {many}.")
     else:
-        yield tag("p", "No table of losses was given.")
+        yield tag("p", "No model was trained here: no table of losses was given.")
     yield from _figures(results, lambda name: name in captions.TRAINING)
 
 
