@@ -137,6 +137,11 @@ def module_name(kind: str, name: str, *, root: Path = _PACKAGE) -> str:
     return f"{package}.{name.replace('-', '_')}"
 
 
+def is_own(kind: str, name: str) -> bool:
+    """Whether the plugin ``name`` is a module of one's own."""
+    return not _file(kind, name, _PACKAGE).is_relative_to(_PACKAGE)
+
+
 def _file(kind: str, name: str, root: Path) -> Path:
     """Where the plugin ``name`` is, if there is one."""
     if kind in _HYPHENATED:

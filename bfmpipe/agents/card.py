@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from bfmpipe import plugins
 from bfmpipe.agents.base import Model
 
 _HEAD = """\
@@ -19,7 +20,7 @@ _LOADING = """\
 ```python
 import bfmpipe
 
-pretrained = bfmpipe.load("path/to/this/directory")  # needs no knowledge of the agent's class
+pretrained = bfmpipe.load("path/to/this/directory")  # {needs}
 data = bfmpipe.read_transitions("path/to/{data}.parquet")
 tasks = pretrained.domain.tasks({tasks})
 latent = bfmpipe.infer(pretrained, tasks, data)
@@ -56,7 +57,11 @@ def readme(card: Mapping[str, Any], model: Model) -> str:
         f"A behavioural foundation model. Method: {card.get('paper', agent)}. "
         f"It was {_made(card)}, and has {parameters:,} parameters.\n",
         "## Loading\n",
-        _LOADING.format(tasks=example, data="experience" if "env_steps" in card else "data"),
+        _LOADING.format(
+            needs=_needs(agent),
+            tasks=example,
+            data="experience" if "env_steps" in card else "data",
+        ),
         "## Zero-shot scores\n",
         "Returns of whole episodes of the policy that is inferred from a task's rewards on the "
         "data, from start states that no adaptation uses.\n",
@@ -84,6 +89,13 @@ def readme(card: Mapping[str, Any], model: Model) -> str:
         *(_code(card) if "trainer" in card else ()),
     ]
     return "\n".join(parts)
+
+
+def _needs(agent: str) -> str:
+    """What loading the model takes beside its directory."""
+    if plugins.is_own("models", agent):
+        return f"{plugins.VARIABLE} names the directory that has agents/{agent}.py"
+    return "needs no knowledge of the agent's class"
 
 
 def _made(card: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from bfmpipe import plugins
 from bfmpipe.agents import load_model
 from bfmpipe.agents.card import readme
 from bfmpipe.data.tables import Provenance, open_table, read_table, write_table
@@ -151,3 +152,15 @@ def test_the_snippet_loads_tasks_that_need_no_file_of_the_users_where_there_are_
         scores = [row for row in rows if row["family"] in tasks]
         text = readme({**card, "tasks": tasks, "zero_shot": scores}, model)
         assert said in text.split("## Zero-shot scores")[0].split("## Loading")[1]
+
+
+def test_of_a_model_of_ones_own_it_says_that_its_module_is_needed(tiny, own_modules):
+    model, card = load_model(tiny.model)
+    content = {**card, "tasks": {}, "zero_shot": []}
+    assert "needs no knowledge of the agent's class" in readme(content, model)
+    (own_modules / "agents").mkdir()
+    (own_modules / "agents" / "mine_too.py").write_text("class Model: pass\n")
+    plugins.use(own_modules)
+    text = readme({**content, "agent": "mine_too"}, model)
+    assert "BFMPIPE_PLUGINS names the directory that has agents/mine_too.py" in text
+    assert "needs no knowledge" not in text
