@@ -24,11 +24,17 @@ if "domains" not in config:
 
 
 try:
-    for path in workflow.configfiles:
-        # refuses what snakemake lets pass, such as a key given twice
-        load_yaml(Path(path))
+    # refuses what snakemake lets pass, such as a key given twice
+    files = {Path(path): load_yaml(Path(path)) for path in workflow.configfiles}
     file = (workflow.configfiles or ["the configuration"])[-1]
-    exp = experiment.check(config, file, base=Path(file).parent)
+
+    def base(section):
+        """Paths are relative to the file that names them, of several the last that has the section."""
+        return ([Path()] + [path.parent for path in files if section in files[path]])[
+            -1
+        ]
+
+    exp = experiment.check(config, file, base=base("domains"), modules=base("plugins"))
 except UserError as error:
     raise WorkflowError(str(error)) from None
 

@@ -331,13 +331,16 @@ def read(path: Path | str) -> Experiment:
     return check(load_yaml(Path(path)), str(path), base=Path(path).parent)
 
 
-def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Experiment:
+def check(
+    mapping: Mapping[str, Any], where: str, *, base: Path = Path(), modules: Path | None = None
+) -> Experiment:
     """An experiment, with every name and setting in it looked up.
 
     Args:
         mapping: what was read.
         where: the file it was read from, or whatever else a message should begin with.
         base: the directory that files in it are relative to.
+        modules: the one that its `plugins` is relative to; by default `base`.
 
     Raises:
         UserError: one sentence with the place of what is wrong and what would be valid.
@@ -346,7 +349,8 @@ def check(mapping: Mapping[str, Any], where: str, *, base: Path = Path()) -> Exp
     experiment = parse(Experiment, mapping, where)
     if experiment.plugins:
         with _at(f"{where}: plugins: "):
-            plugins.use(base / Path(experiment.plugins).expanduser())
+            home = base if modules is None else modules
+            plugins.use(home / Path(experiment.plugins).expanduser())
     _check_names(experiment, where)
     if isinstance(experiment.adapt.device, dict):
         _check_methods_exist(experiment, experiment.adapt.device, f"{where}: adapt.device")

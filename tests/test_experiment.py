@@ -799,6 +799,15 @@ def test_the_directory_of_ones_own_modules_is_beside_the_experiment(smoke, own_m
     assert after[1] == before[1]
 
 
+def test_it_is_beside_the_file_that_names_it_where_files_are_laid_over_each_other(
+    smoke, own_modules
+):
+    (own_modules / "modules" / "adaptation").mkdir(parents=True)
+    smoke |= {"plugins": "modules"}
+    experiment.check(smoke, "my.yaml", base=Path("elsewhere"), modules=own_modules)
+    assert plugins.own_directory() == own_modules / "modules"
+
+
 def test_a_directory_of_ones_own_modules_that_is_none_is_named(smoke, own_modules):
     with pytest.raises(UserError) as caught:
         experiment.check({**smoke, "plugins": "modulse"}, "my.yaml", base=own_modules)

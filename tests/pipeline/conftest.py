@@ -41,13 +41,14 @@ class Checkout:
         directory: Path,
         *targets: str,
         configfile: Path | str = "configs/smoke.yaml",
+        over: tuple[Path, ...] = (),
         cores: int = 2,
         dry_run: bool = False,
     ) -> subprocess.Popen[str]:
-        """Start snakemake in `directory`, on a file of the copy or any other."""
+        """Start snakemake in `directory`, on a file of the copy or another, others laid over it."""
         directory.mkdir(parents=True, exist_ok=True)
         argv = ["--snakefile", self.top / "Snakefile", "--directory", directory]
-        argv += ["--configfile", self.top / configfile, "--cores", str(cores)]
+        argv += ["--configfile", self.top / configfile, *over, "--cores", str(cores)]
         argv += ["--dry-run"] * dry_run
         return subprocess.Popen(
             [sys.executable, "-m", "snakemake", *argv, "--", *targets],

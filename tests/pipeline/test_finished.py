@@ -71,3 +71,18 @@ def test_they_are_adapted_beside_each_other_to_the_same_results(checkout, smoke,
         "adapt seed0 mine",
         "adapt seed1 mine",
     ]
+
+
+def test_modules_are_beside_the_file_that_names_them(checkout, tmp_path):
+    """Not beside what is laid over it, such as claims of another directory."""
+    module = tmp_path / "here" / "modules" / "adaptation" / "mine.py"
+    module.parent.mkdir(parents=True)
+    module.write_text(MINE)
+    file = checkout.config(tmp_path / "here" / "config.yaml", methods=None, claims=None)
+    mine = {"states": 2, "latents": 4, "horizon": 5}
+    methods = f"methods: {{zero-shot: {{}}, mine: {mine}}}\nplugins: modules\n"
+    file.write_text(f"{file.read_text()}\n{methods}")
+    claims = tmp_path / "claims.yaml"
+    claims.write_text("claims: {mine: {kind: gain, statement: It gains., method: mine, bar: 5}}\n")
+    dry = checkout.run(tmp_path / "run", dry_run=True, configfile=file, over=(claims,))
+    assert "adapt seed0 mine" in planned(dry.stdout), dry.stdout
