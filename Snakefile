@@ -30,9 +30,8 @@ try:
 
     def base(section):
         """Paths are relative to the file that names them, of several the last that has the section."""
-        return ([Path()] + [path.parent for path in files if section in files[path]])[
-            -1
-        ]
+        homes = [path.parent for path in files if section in files[path]]
+        return homes[-1] if homes else Path()
 
     exp = experiment.check(config, file, base=base("domains"), modules=base("plugins"))
 except UserError as error:
