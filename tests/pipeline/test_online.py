@@ -39,8 +39,8 @@ def test_the_whole_pipeline_of_both(checkout, config, tmp_path):
         "collect",
         "infer seed0",
         "infer seed0",
-        "pretrain_online seed0",
         "pretrain seed0",
+        "pretrain_online seed0",
     ]
     done = checkout.run(tmp_path, *targets, configfile=config)
     assert done.returncode == 0, done.stdout
