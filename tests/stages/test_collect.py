@@ -110,7 +110,7 @@ def test_unknown_names_are_refused_and_nothing_is_written(tiny, tmp_path, change
     assert not list(tmp_path.iterdir())
 
 
-IMPORTS = ("exorl", "motions")  # they bring their own episodes
+IMPORTS = ("exorl", "motions", "recorded")  # they bring their own episodes
 
 
 @pytest.mark.parametrize("name", [n for n in plugins.names("data") if n not in IMPORTS])
