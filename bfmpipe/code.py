@@ -43,7 +43,7 @@ def digest(*modules: str, own: Path | None = None, root: Path = _PACKAGE) -> str
         _add(total, name, _read(path, name).tree)
         for file in _beside(path):
             home = root if file.is_relative_to(root) else own
-            _add(total, str(file.relative_to(home or root).as_posix()), file.read_bytes())
+            _add(total, file.relative_to(home or root).as_posix(), file.read_bytes())
     if f"{root.name}.kernels" in found:
         csrc = root.parent / "csrc"
         for file in sorted(csrc.rglob("*")):
@@ -84,12 +84,13 @@ def _closure(modules: tuple[str, ...], root: Path, own: Path | None) -> dict[str
         if path is None:
             raise UserError(f"no module '{name}' in {root.name} ({root})")
         found[name] = path
-    todo = list(found)
+    todo, seen = list(found), {*found, root.name}
     while todo:
         name = todo.pop()
         for candidate in (*_parents(name), *_read(found[name], name).imports):
-            if candidate in found or candidate == root.name:
+            if candidate in seen:
                 continue
+            seen.add(candidate)
             path = _locate(candidate, root, own)
             if path is not None:
                 found[candidate] = path

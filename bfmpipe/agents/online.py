@@ -75,7 +75,7 @@ class OnlineBatch(NamedTuple):
 
 
 class Agent(base.Agent, ABC):
-    """Learns from a `OnlineBatch`."""
+    """Learns from an `OnlineBatch`."""
 
     config: AgentConfig
 
