@@ -13,7 +13,8 @@ that z_j passed through, i = 1..m, with rewards r_i, the adapter proposes
 
 with an MLP f and x_i the weights of reaching state i: phi_i where a model's w is the expectation
 E[r phi], C^+ phi_i where it is by least squares (`inference.goal`). So with a_i = r_i |x_i| what is
-added to z_0 is what inference makes of the sample. f is trained to maximise
+added to z_0 is what inference makes of the sample. The other of the two, y_i, has the reward that
+w_0 stands for, y_i^T w_0. f is trained to maximise
 sum_k softmax_k(beta cos(z, z_k)) G_jk, each task's G standardised: what the latents near the
 proposal earned. It sees scalars that no rotation of the latents changes: few tasks teach it.
 
@@ -82,12 +83,12 @@ class Adapter(nn.Module):
             nn.Linear(_INVARIANTS, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), last
         )
 
-    def forward(self, phi: Tensor, x: Tensor, reward: Tensor, w: Tensor, z: Tensor) -> Tensor:
-        """Latents (T, d) of phi and x (T, m, d), rewards (T, m), w_0 and z_0 (T, d)."""
+    def forward(self, x: Tensor, y: Tensor, reward: Tensor, w: Tensor, z: Tensor) -> Tensor:
+        """Latents (T, d) of x and y (T, m, d), rewards (T, m), w_0 and z_0 (T, d)."""
         direction = torch.nn.functional.normalize(x, dim=-1)
         scale = reward.abs().mean(1, keepdim=True).clamp_min(1e-8)
         r = reward / scale
-        fit = (phi * w[:, None]).sum(-1) / scale
+        fit = (y * w[:, None]).sum(-1) / scale
         earned = torch.nn.functional.normalize((r[..., None] * x).mean(1), dim=-1)
         start = torch.nn.functional.normalize(z, dim=-1)
         invariants = torch.stack(
@@ -122,8 +123,8 @@ class Method(BaseMethod):
                 for _ in problem.models
             ]
         """One a model."""
-        self.to_weights: list[Tensor | None] = [None] * len(problem.models)
-        """The matrices C^+ from rows phi to rows x, one a model; None where x is phi."""
+        self.inverses = [torch.empty(0, device=problem.device) for _ in problem.models]
+        """C^+, one a model; empty before the adapters are trained."""
         self.trained = False
         tasks = len(problem.tasks)
         self.phi = torch.empty(tasks, 0, problem.z.shape[-1], device=problem.device)
@@ -149,20 +150,22 @@ class Method(BaseMethod):
             sources = zip(self.problem.models, self.draws.numpy, self.draws.torch, strict=True)
             pairs = [self._train(*source) for source in sources]
             self.adapters = [adapter for adapter, _ in pairs]
-            self.to_weights = [matrix for _, matrix in pairs]
+            self.inverses = [inverse for _, inverse in pairs]
             self.trained = True
         self._collect()
         inputs = (self.phi, self.reward, self.problem.w, self.problem.z)
         of_models = (x.chunk(len(self.adapters)) for x in inputs)
-        each = zip(self.adapters, self.to_weights, self.draws.torch, *of_models, strict=True)
-        self.z = torch.cat([self._propose(*one) for one in each])
+        models = zip(self.problem.models, self.adapters, self.inverses, strict=True)
+        each = zip(models, self.draws.torch, *of_models, strict=True)
+        self.z = torch.cat([self._propose(*model, *one) for model, *one in each])
         return True
 
     @torch.no_grad()
     def _propose(
         self,
+        model: Model,
         adapter: Adapter,
-        to_weights: Tensor | None,
+        inverse: Tensor,
         generator: torch.Generator,
         phi: Tensor,
         reward: Tensor,
@@ -172,8 +175,8 @@ class Method(BaseMethod):
         """Latents of one model's tasks, from some of the states they passed."""
         rows = torch.randperm(phi.shape[1], generator=generator)[: self.config.context]
         rows = rows.to(phi.device)
-        some = phi[:, rows]
-        proposal: Tensor = adapter(some, _weights(some, to_weights), reward[:, rows], w, z)
+        x_y = _x_y(model, phi[:, rows], inverse)
+        proposal: Tensor = adapter(*x_y, reward[:, rows], w, z)
         return proposal
 
     @torch.no_grad()
@@ -195,24 +198,23 @@ class Method(BaseMethod):
 
     def _train(
         self, model: Model, rng: np.random.Generator, generator: torch.Generator
-    ) -> tuple[Adapter, Tensor | None]:
-        """The adapter of a model, trained on tasks of its own, and the matrix of `to_weights`."""
-        c, how, to_weights = self.config, Inference(), None
+    ) -> tuple[Adapter, Tensor]:
+        """The adapter of a model, trained on tasks of its own, and C^+."""
+        c = self.config
         with torch.no_grad():
             obs, weights = self._training_tasks(model, rng, generator)
             z, w, reward = weights
             goals = obs[torch.randint(len(obs), (c.pool,), generator=generator).to(obs.device)]
-            latents = torch.cat([z, infer_goal(model, goals, how, obs).z])
-            if how.of(model) == "least-squares":
-                to_weights = inverse_covariance(model.phi(obs))
+            latents = torch.cat([z, infer_goal(model, goals, Inference(), obs).z])
+            inverse = inverse_covariance(model.phi(obs))
             starts = self.problem.domain.start_states(c.pool_starts, rng)
             context, context_reward, earned = self._play_pool(model, latents, starts, reward)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(rng.integers(2**31)))
             adapter = Adapter(c.hidden_dim).to(self.problem.device)
-        x = _weights(context, to_weights)
-        fit(adapter, context, x, context_reward, w, z, latents, earned, c, generator)
-        return adapter.requires_grad_(False), to_weights
+        x_y = _x_y(model, context, inverse)
+        fit(adapter, *x_y, context_reward, w, z, latents, earned, c, generator)
+        return adapter.requires_grad_(False), inverse
 
     def _training_tasks(
         self, model: Model, rng: np.random.Generator, generator: torch.Generator
@@ -264,15 +266,16 @@ class Method(BaseMethod):
         return torch.cat(seen, 1), torch.cat(rewards, 1), earned
 
 
-def _weights(phi: Tensor, to_weights: Tensor | None) -> Tensor:
-    """Rows x of rows phi (..., d)."""
-    return phi if to_weights is None else (phi.double() @ to_weights).to(phi)
+def _x_y(model: Model, phi: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows x and y of rows phi (..., d): phi and C^+ phi, in the order that w's inference asks."""
+    dual = (phi.double() @ inverse).to(phi)
+    return (dual, phi) if Inference().of(model) == "least-squares" else (phi, dual)
 
 
 def fit(
     adapter: Adapter,
-    phi: Tensor,
     x: Tensor,
+    y: Tensor,
     reward: Tensor,
     w: Tensor,
     z: Tensor,
@@ -285,8 +288,8 @@ def fit(
 
     Args:
         adapter: what is trained.
-        phi: (J, m, d), features of states that each task's z_0 passed.
-        x: (J, m, d), the weights of reaching them.
+        x: (J, m, d), the weights of reaching states that each task's z_0 passed.
+        y: (J, m, d), whose product with w is the reward there that w stands for.
         reward: (J, m), the task's rewards there.
         w: (J, d), inferred.
         z: (J, d), z_0.
@@ -299,8 +302,8 @@ def fit(
     direction = torch.nn.functional.normalize(latents, dim=-1)
     optimiser = torch.optim.Adam(adapter.parameters(), lr=config.learning_rate)
     for _ in range(config.updates):
-        rows = torch.randint(phi.shape[1], (config.context,), generator=generator).to(phi.device)
-        proposal = adapter(phi[:, rows], x[:, rows], reward[:, rows], w, z)
+        rows = torch.randint(x.shape[1], (config.context,), generator=generator).to(x.device)
+        proposal = adapter(x[:, rows], y[:, rows], reward[:, rows], w, z)
         near = torch.nn.functional.normalize(proposal, dim=-1) @ direction.mT
         loss = -((config.beta * near).softmax(-1) * score).sum(-1).mean()
         optimiser.zero_grad(set_to_none=True)

@@ -9,7 +9,7 @@ import torch
 from bfmpipe.adaptation.amortised import Adapter, Config, Ramps, fit, standardised
 from bfmpipe.adaptation.protocol import Evaluation, evaluate, start_states
 from bfmpipe.inference.goal import infer_goal
-from bfmpipe.inference.reward import Inference
+from bfmpipe.inference.reward import Inference, infer, inverse_covariance
 from bfmpipe.networks import project_z
 from bfmpipe.types import UserError
 from tests.adaptation.test_methods import make, make_problem, small_model
@@ -110,10 +110,39 @@ def test_a_rewarded_state_pulls_to_the_latent_of_reaching_it(weights):
         reward[0, state] = 1
         inputs = model.phi(seen)[None], reward, problem.w[:1], z
         order = torch.Generator().manual_seed(0)
-        (found,) = method._propose(method.adapters[0], method.to_weights[0], order, *inputs)
+        (found,) = method._propose(model, method.adapters[0], method.inverses[0], order, *inputs)
         (wanted,) = infer_goal(model, seen[[state]], Inference(), seen).z
         moved, towards = (v - (v @ z[0]) / D * z[0] for v in (found, wanted))
         assert float(torch.cosine_similarity(moved, towards, dim=0)) > 0.99
+
+
+class Watched(OfRewards):
+    """Keeps the invariants."""
+
+    def forward(self, invariants):
+        self.seen = invariants
+        return super().forward(invariants)
+
+
+@pytest.mark.parametrize("weights", ["expectation", "least-squares"])
+def test_a_reward_that_the_features_express_fits_what_is_inferred(weights):
+    """r - y^T w_0, the second of the invariants, is zero; the first is not."""
+    model = small_model()
+    model.inference_weights = weights
+    problem = make_problem(model=model)
+    method = make("amortised", problem, samples=100_000)
+    assert method.advance()
+    method.adapters[0].layers = watched = Watched()
+    seen = torch.from_numpy(problem.visited_obs)
+    phi = model.phi(seen)
+    reward = phi @ torch.linspace(-1, 1, D)
+    method.inverses[0] = inverse_covariance(phi)
+    w, z = infer(model, seen, reward, Inference(samples=len(seen)))
+    order = torch.Generator().manual_seed(0)
+    inputs = phi[None], reward[None], w[None], z[None]
+    method._propose(model, method.adapters[0], method.inverses[0], order, *inputs)
+    first, second = watched.seen[0, :, 0], watched.seen[0, :, 1]
+    assert float(second.norm()) < 1e-3 * float(first.norm())
 
 
 def test_tasks_whose_latents_all_earn_the_same_count_nothing():
