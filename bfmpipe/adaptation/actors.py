@@ -78,6 +78,45 @@ def step_down(optimiser: torch.optim.Optimizer, parameters: Sequence[Tensor], lo
     optimiser.step()
 
 
+class TaskAdam:
+    """Adam (Kingma and Ba, arXiv 1412.6980) of what has a row for every task, (T, d).
+
+    torch's has one step count for all rows. Here each has its own, so that a task that begins anew
+    makes a first step's length again, and one that stands still forgets nothing meanwhile.
+
+    Args:
+        like: of the shape, type and device of what moves.
+        learning_rate: the length of a first step, in every coordinate.
+    """
+
+    betas = (0.9, 0.999)
+
+    def __init__(self, like: Tensor, learning_rate: float) -> None:
+        self.learning_rate = learning_rate
+        self.mean = torch.zeros_like(like)
+        self.square = torch.zeros_like(like)
+        self.steps = torch.zeros(len(like), 1, dtype=torch.float64, device=like.device)
+
+    @torch.no_grad()
+    def step(self, x: Tensor, gradient: Tensor, tasks: Tensor | None = None) -> None:
+        """Move x down a gradient, both (T, d); of some tasks (a mask, (T,)), or of all."""
+        rows = slice(None) if tasks is None else tasks
+        first, second = self.betas
+        g = gradient[rows]
+        mean = self.mean[rows].lerp(g, 1 - first)
+        square = (self.square[rows] * second).addcmul(g, g, value=1 - second)
+        steps = self.steps[rows] + 1
+        self.mean[rows], self.square[rows], self.steps[rows] = mean, square, steps
+        size = (self.learning_rate / (1 - first**steps)).to(x.dtype)
+        unbiased = (1 - second**steps).sqrt().to(x.dtype)
+        x[rows] -= size * mean / (square.sqrt() / unbiased + 1e-8)
+
+    def forget(self, tasks: Tensor) -> None:
+        """Some tasks (a mask, (T,)) begin anew."""
+        for held in (self.mean, self.square, self.steps):
+            held[tasks] = 0
+
+
 class _Policy(nn.Module):
     """pi(s, z), (n, action_dim), of one task."""
 
@@ -124,9 +163,6 @@ class ParallelMLP(nn.Module):
 class Mover(ABC):
     """A policy for every task, and how it moves."""
 
-    parameters: Sequence[Tensor]
-    optimiser: torch.optim.Optimizer
-
     @abstractmethod
     def act(self, obs: Tensor) -> Tensor:
         """Actions (T, n, action_dim) of obs (T, n, obs_dim), differentiable in what moves."""
@@ -140,9 +176,9 @@ class Mover(ABC):
     def latent(self) -> Tensor:
         """The latents that the policies go by, (T, d)."""
 
+    @abstractmethod
     def descend(self, loss: Tensor) -> None:
         """One step down a loss summed over tasks."""
-        step_down(self.optimiser, self.parameters, loss)
 
     def update_targets(self, tau: float) -> None:
         """Move the targets; a latent has none."""
@@ -163,8 +199,7 @@ class LatentMover(Mover):
         self.initial = problem.z
         self.least_cosine = least_cosine
         self.z = nn.Parameter(problem.z.clone())
-        self.parameters = [self.z]
-        self.optimiser = torch.optim.Adam([self.z], lr=learning_rate)
+        self.optimiser = TaskAdam(problem.z, learning_rate)
 
     def act(self, obs: Tensor) -> Tensor:
         """pi(s, z)."""
@@ -177,19 +212,17 @@ class LatentMover(Mover):
 
     def descend(self, loss: Tensor) -> None:
         """One step, and the projection to the sphere."""
-        super().descend(loss)
+        (gradient,) = torch.autograd.grad(loss, [self.z])
         with torch.no_grad():
+            self.optimiser.step(self.z, gradient)
             z = project_z(self.z)
             self.z.copy_(put_within(z, self.initial, self.least_cosine))
 
     @torch.no_grad()
     def put(self, z: Tensor, tasks: Tensor) -> None:
-        """Set the latents of some tasks (a mask, (T,)), and forget their optimiser's moments."""
+        """Set the latents of some tasks (a mask, (T,)), whose optimiser begins anew."""
         self.z[tasks] = z[tasks]
-        for moment in ("exp_avg", "exp_avg_sq"):
-            state = self.optimiser.state[self.z].get(moment)
-            if state is not None:
-                state[tasks] = 0
+        self.optimiser.forget(tasks)
 
 
 def put_within(z: Tensor, centre: Tensor, least_cosine: float) -> Tensor:
@@ -206,14 +239,40 @@ def put_within(z: Tensor, centre: Tensor, least_cosine: float) -> Tensor:
     return torch.where(cosine < least_cosine, edge, z)
 
 
-class WeightsMover(Mover):
-    """All weights of the actor move, from the frozen model's; the latent stays z_0."""
+class ActorMover(Mover):
+    """An actor's weights move, and their targets after them; the latent stays z_0."""
+
+    parameters: Sequence[Tensor]
+    targets: Sequence[Tensor]
+    optimiser: torch.optim.Optimizer
+
+    def __init__(self, problem: Problem) -> None:
+        self.model = problem.model
+        self._latent = problem.z
+
+    @property
+    def latent(self) -> Tensor:
+        """z_0."""
+        return self._latent
+
+    def descend(self, loss: Tensor) -> None:
+        """One step of the weights."""
+        step_down(self.optimiser, self.parameters, loss)
+
+    def update_targets(self, tau: float) -> None:
+        """Move the target weights."""
+        polyak_update(self.targets, self.parameters, tau)
+
+
+class WeightsMover(ActorMover):
+    """All weights of the actor move, from the frozen model's."""
 
     def __init__(self, problem: Problem, learning_rate: float) -> None:
+        super().__init__(problem)
         self.policy = stacked_actor(problem)
         self.target = self.policy.copied()
-        self._latent = problem.z
         self.parameters = list(self.policy.parameters.values())
+        self.targets = list(self.target.values())
         self.optimiser = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True)
 
     def act(self, obs: Tensor) -> Tensor:
@@ -224,31 +283,22 @@ class WeightsMover(Mover):
         """pi(s, z_0) with the target weights."""
         return self.policy(obs, self._latent, parameters=self.target)
 
-    @property
-    def latent(self) -> Tensor:
-        """z_0."""
-        return self._latent
 
-    def update_targets(self, tau: float) -> None:
-        """Move the target weights."""
-        polyak_update(list(self.target.values()), self.parameters, tau)
-
-
-class FreshMover(Mover):
-    """A new actor for every task, tanh(MLP(s)), that knows nothing of the model's."""
+class FreshMover(ActorMover):
+    """A new actor for every task, tanh(MLP(s)), that knows nothing of the model's, nor reads z."""
 
     def __init__(
         self, problem: Problem, hidden: int, learning_rate: float, draws: Generators
     ) -> None:
+        super().__init__(problem)
         domain = problem.domain
         self.policy = draws.network(
             len(problem.tasks),
             lambda n: ParallelMLP(n, domain.obs_dim, hidden, domain.action_dim),
         )
         self.target = copy.deepcopy(self.policy).requires_grad_(False)
-        self.model = problem.model
-        self._latent = problem.z
         self.parameters = list(self.policy.parameters())
+        self.targets = list(self.target.parameters())
         self.optimiser = torch.optim.Adam(self.parameters, lr=learning_rate)
 
     def act(self, obs: Tensor) -> Tensor:
@@ -258,12 +308,3 @@ class FreshMover(Mover):
     def target_act(self, obs: Tensor) -> Tensor:
         """The target actors' actions."""
         return self.target(self.model.normalise(obs)).tanh()
-
-    @property
-    def latent(self) -> Tensor:
-        """z_0, which these policies do not read."""
-        return self._latent
-
-    def update_targets(self, tau: float) -> None:
-        """Move the target actors."""
-        polyak_update(list(self.target.parameters()), self.parameters, tau)

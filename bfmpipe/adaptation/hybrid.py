@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bfmpipe.adaptation import lola
-from bfmpipe.adaptation.actors import put_within
+from bfmpipe.adaptation.actors import TaskAdam, put_within
 from bfmpipe.adaptation.base import Problem, act_by_latent, check_finite
 from bfmpipe.adaptation.lookahead import LookaheadConfig
 from bfmpipe.adaptation.off_policy import Batch
@@ -62,6 +62,8 @@ class Method(SafeMethod):
     def __init__(self, config: Config, problem: Problem, seeds: Sequence[int]) -> None:
         super().__init__(config, problem, seeds)
         self.lola = lola.Method(lola.Config(**config.lookahead.model_dump()), problem, seeds)
+        self.ascent = TaskAdam(problem.z, config.lookahead.learning_rate)
+        """What moves candidates by LoLA's gradient."""
         self.shifted = torch.zeros(len(problem.tasks), dtype=torch.bool, device=problem.device)
         """Whose next round is a lookahead's, (T,)."""
         self.modes: list[Tensor] = []
@@ -85,6 +87,7 @@ class Method(SafeMethod):
         """Begin a round's rollouts, in each task by its mode."""
         if self.rejected:
             self.shifted |= self.rejected[-1]
+            self.ascent.forget(self.rejected[-1])
         lookahead, c, k = self.shifted, self.config, self.config.lookahead.latents
         groups = steps // self.least_proposal
         shape = (len(self.problem.tasks), groups, k)
@@ -107,8 +110,8 @@ class Method(SafeMethod):
         self.learn()
         if bool(lookahead.any()):
             z = self.playing.z.unflatten(1, (-1, c.lookahead.latents))
-            ascended = self._ascended(before, z, seen)
-            ascended = put_within(ascended, self.problem.z, c.least_cosine)
+            self.ascent.step(before, -self._ascent_direction(before, z, seen), lookahead)
+            ascended = put_within(project_z(before), self.problem.z, c.least_cosine)
             self.mover.put(ascended, lookahead)
         self.shifted = ratio > c.shift_ratio
 
@@ -127,8 +130,8 @@ class Method(SafeMethod):
         return Batch(*(column.transpose(0, 1).flatten(1, 2)[task, rows] for column in seen))
 
     @torch.no_grad()
-    def _ascended(self, mu: Tensor, z: Tensor, seen: Rollout) -> Tensor:
-        """Latents mu (T, d) after LoLA's step on rollouts of z (T, states, k, d)."""
+    def _ascent_direction(self, mu: Tensor, z: Tensor, seen: Rollout) -> Tensor:
+        """LoLA's gradient at mu, (T, d), from rollouts of z (T, states, k, d)."""
         c, problem = self.config.lookahead, self.problem
         value = torch.zeros(z.shape[:3], device=z.device)
         if c.bootstrap:
@@ -141,14 +144,10 @@ class Method(SafeMethod):
             sigma=c.sigma,
             discount=problem.model.discount,
         )
-        gradient = result.score_gradient
-        if c.normalise_advantages:
-            spread = result.advantages.flatten(1).std(-1, correction=0)[:, None]
-            gradient = gradient / spread.clamp_min(1e-8)
-        self.lola.mu.copy_(mu)
-        self.lola.mu.grad = -gradient
-        self.lola.optimiser.step()
-        return project_z(self.lola.mu)
+        if not c.normalise_advantages:
+            return result.score_gradient
+        spread = result.advantages.flatten(1).std(-1, correction=0)[:, None]
+        return result.score_gradient / spread.clamp_min(1e-8)
 
     def _bootstrap(self, obs: Tensor, z: Tensor) -> Tensor:
         """The calibrated frozen value of obs (T, n, obs_dim) at latents (T, n, d), (T, n)."""

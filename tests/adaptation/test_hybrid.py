@@ -77,17 +77,36 @@ def test_the_lookahead_is_lolas_update():
         np.stack([f(action[:, t].numpy()) for t, f in enumerate(problem.domain.rewards.values())])
     ).transpose(0, 1)
     seen = Rollout(action, action, reward.float(), action)
-    found = method._ascended(problem.z, z, seen)
+    found = method._ascent_direction(problem.z, z, seen)
 
     value = (action[-1] * problem.w[:, None]).sum(-1) / 0.1
     returns = sum(0.9**t * reward[t] for t in range(5)) + 0.9**5 * value
     returns = returns.view(2, 2, 4)
     advantages = (returns - returns.mean(-1, keepdim=True)) * 4 / 3
     gradient = lola.score_gradient(advantages.float(), z, problem.z, 0.2)
-    mu = problem.z.clone().requires_grad_()
-    mu.grad = -gradient
-    torch.optim.Adam([mu], lr=0.05).step()
-    torch.testing.assert_close(found, project_z(mu.detach()), rtol=1e-4, atol=1e-4)
+    spread = advantages.flatten(1).std(-1, correction=0)[:, None]
+    torch.testing.assert_close(found, gradient / spread.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_lookahead_counts_its_own_tasks_steps():
+    """However often the other task was in lookahead before."""
+    method = make(make_problem(), updates_per_step=1e-6)
+    play_out(method)
+    for mode in ([True, False], [True, False], [False, True]):
+        method.phase, method.shifted = "test", torch.tensor(mode)
+        play_out(method)
+    assert method.ascent.steps.flatten().tolist() == [2, 1]
+
+
+def test_a_lost_test_begins_the_lookahead_anew():
+    problem = make_problem()
+    method = make(problem)
+    play_out(method)
+    method.ascent.steps.fill_(3)
+    method.rejected.append(torch.tensor([True, False]))
+    method.phase = "test"
+    method._begin()
+    assert method.ascent.steps.flatten().tolist() == [0, 3]
 
 
 def test_the_lookahead_too_stays_within_the_least_cosine():
