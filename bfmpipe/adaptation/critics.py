@@ -128,8 +128,8 @@ class _MLPCritic(Critic):
 class ResidualConfig(CriticConfig):
     """Settings of the residual critic; the paper gives its two layers of 64."""
 
-    hidden_dim: int = Field(64, ge=1)
-    learning_rate: float = Field(1e-4, gt=0)
+    critic_hidden_dim: int = Field(64, ge=1)
+    critic_learning_rate: float = Field(1e-4, gt=0)
     base_latent: Literal["current", "initial"] = "current"
     """Whether the frozen base is the value of the latent as it moves, or of z_0. With the former
     psi's own derivative by z decides where z goes: on a small model of the walker it is 25 times as
@@ -148,8 +148,8 @@ class ResidualCritic(_MLPCritic):
     def __init__(self, problem: Problem, config: ResidualConfig, draws: Generators) -> None:
         super().__init__(
             problem,
-            hidden=config.hidden_dim,
-            learning_rate=config.learning_rate,
+            hidden=config.critic_hidden_dim,
+            learning_rate=config.critic_learning_rate,
             octaves=config.critic_octaves,
             reads_latent=config.residual_input == "state-action-latent",
             zero=True,

@@ -21,7 +21,7 @@ from bfmpipe.adaptation.critics import MAZE, Critic, ResidualConfig, ResidualCri
 from bfmpipe.adaptation.off_policy import SMALL, SMALL_MAZE
 
 _SMALL: Mapping[str, Any] = {
-    "learning_rate": 1e-3,
+    "critic_learning_rate": 1e-3,
     "target_tau": 0.05,
     "base_latent": "initial",
     "latent_every": 2,

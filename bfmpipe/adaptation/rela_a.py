@@ -26,8 +26,8 @@ class Config(OffPolicyActorConfig, TunedActorConfig, ResidualConfig):
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "small": {**SMALL, "learning_rate": 1e-3},
-        "small-point_mass_maze": {**SMALL_MAZE, **MAZE, "learning_rate": 1e-3},
+        "small": {**SMALL, "critic_learning_rate": 1e-3},
+        "small-point_mass_maze": {**SMALL_MAZE, **MAZE, "critic_learning_rate": 1e-3},
     }
 
     actor_warmup_updates: int = Field(1000, ge=0)

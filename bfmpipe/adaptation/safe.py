@@ -50,7 +50,7 @@ class SafeConfig(LatentConfig, ResidualConfig):
 
     updates_per_step: float = Field(0.125, gt=0)
     batch: int = Field(128, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
+    critic_learning_rate: float = Field(1e-3, gt=0)
     target_tau: float = Field(0.05, gt=0, le=1)
     base_latent: Literal["current", "initial"] = "initial"
     latent_learning_rate: float = Field(5e-4, gt=0)

@@ -17,9 +17,11 @@ from bfmpipe.adaptation.off_policy import SMALL, SMALL_MAZE
 
 
 class Config(OffPolicyActorConfig, FreshConfig):
-    """Settings of TD3 from scratch; those of its authors, but for the widths of the DMC's.
+    """Settings of TD3 from scratch.
 
-    The presets are for two cores.
+    Learning rates, target noise, delay of the actor and layers are its authors'; exploration noise
+    (theirs is .1) and the untrained actor's warm-up (theirs is random) are those of the other
+    methods here. The presets are for two cores.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

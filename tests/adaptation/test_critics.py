@@ -45,7 +45,9 @@ def make_batch(seed=0):
 
 def critics(problem):
     return {
-        "residual": ResidualCritic(problem, ResidualConfig(learning_rate=1e-2), Generators([0])),
+        "residual": ResidualCritic(
+            problem, ResidualConfig(critic_learning_rate=1e-2), Generators([0])
+        ),
         "fine-tuned": FinetunedCritic(problem, 1e-2),
         "fresh": FreshCritic(
             problem, FreshConfig(critic_hidden_dim=32, critic_learning_rate=1e-2), Generators([0])
@@ -113,7 +115,7 @@ def test_with_fourier_features_a_critic_sees_what_is_narrow(kind):
 
 def make_critic(kind, problem, octaves):
     if kind == "residual":
-        config = ResidualConfig(learning_rate=1e-3, critic_octaves=octaves)
+        config = ResidualConfig(critic_learning_rate=1e-3, critic_octaves=octaves)
         return ResidualCritic(problem, config, Generators([0]))
     config = FreshConfig(critic_hidden_dim=64, critic_learning_rate=1e-3, critic_octaves=octaves)
     return FreshCritic(problem, config, Generators([0]))

@@ -297,7 +297,7 @@ def test_rela_starts_exactly_at_the_frozen_q():
 def test_rela_first_targets_are_the_bellman_residual():
     """With a zero residual, y - base is r + gamma Q_0(s', a') - Q_0(s, a), by the formula."""
     problem = make_problem()
-    method = make("rela", problem, target_noise_std=0.0, learning_rate=1e-2)
+    method = make("rela", problem, target_noise_std=0.0, critic_learning_rate=1e-2)
     batch = Batch(torch.rand(2, 1, 4), torch.rand(2, 1, 2), torch.rand(2, 1), torch.rand(2, 1, 4))
     model, z, w = problem.model, problem.z, problem.w
     for _ in range(600):  # one transition a task: the residual can fit it
@@ -408,7 +408,7 @@ def test_the_small_presets_of_rela_make_fewer_and_larger_steps():
         1 / 32,
     )
     for small in (maze, walker):
-        assert small.learning_rate == pytest.approx(10 * paper.learning_rate)
+        assert small.critic_learning_rate == pytest.approx(10 * paper.critic_learning_rate)
         assert small.target_tau == pytest.approx(10 * paper.target_tau)
         assert small.base_latent == "initial"
 

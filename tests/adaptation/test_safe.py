@@ -25,7 +25,7 @@ SETTINGS = {
     "latent_warmup_updates": 50,
     "updates_per_step": 0.25,
     "latent_learning_rate": 0.02,
-    "learning_rate": 1e-2,
+    "critic_learning_rate": 1e-2,
 }
 
 
