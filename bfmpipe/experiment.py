@@ -293,7 +293,8 @@ class Experiment(Config):
         }
 
     def _report(self, *_: object) -> Mapping[str, Any]:
-        return {"experiment": self.model_dump(mode="json", exclude={"results", "name"})}
+        shown = self.model_dump(mode="json", exclude={"results", "name"})
+        return {"name": self.name, "experiment": shown}
 
     def plugin_of(self, method: str) -> str:
         """The module's name of a method by its own."""

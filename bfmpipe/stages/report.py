@@ -15,11 +15,14 @@ from bfmpipe.report.rows import count
 from bfmpipe.stages.plot import Trained, read_losses
 from bfmpipe.types import UserError
 
+TITLE = "Fast adaptation of a behavioural foundation model"
+
 
 class Report(Config):
     """Settings of the stage."""
 
-    title: str = "Fast adaptation of a behavioural foundation model"
+    name: str = ""
+    """The experiment's; it stands in the title."""
     experiment: dict[str, JsonValue]
     """The whole configuration, to be shown as it is."""
 
@@ -49,7 +52,7 @@ def report(
         codes = dict.fromkeys(read_table(path, "losses")[1].code for path in losses)
         digests = {"pretrain": ", ".join(codes), **digests}
     results = Results(
-        title=cfg.title,
+        title=": ".join(filter(None, (TITLE, cfg.name))),
         summary=table,
         best_of=read_table(best_of, "best_of")[0],
         verdicts=read_table(verdicts, "verdicts")[0],

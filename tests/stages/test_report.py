@@ -70,7 +70,7 @@ def figures(tmp_path):
 
 @pytest.fixture
 def make(results, figures, tmp_path):
-    def run(*, experiment=None, **changed):
+    def run(*, experiment=None, name="", **changed):
         given = {
             "summary": results["summary"],
             "best_of": results["best_of"],
@@ -80,7 +80,7 @@ def make(results, figures, tmp_path):
             "losses": results["losses"],
             "output": tmp_path / "report.html",
         } | changed
-        report(Report(experiment=experiment or {"seeds": [0, 1]}), **given)
+        report(Report(name=name, experiment=experiment or {"seeds": [0, 1]}), **given)
         return given["output"].read_text("utf-8")
 
     return run
@@ -106,6 +106,12 @@ def test_says_what_was_found_and_how_it_was_measured(make):
     assert "seeds: [0, 1]" in words
     assert "code-of-losses" in words
     assert "What the jobs cost was not recorded" in words
+
+
+def test_an_experiments_name_stands_in_the_title(make):
+    title = "Fast adaptation of a behavioural foundation model"
+    assert f"<title>{title}</title>" in make()
+    assert f"<title>{title}: unlearning</title>" in make(name="unlearning")
 
 
 def test_claims_stand_first_with_what_was_measured_and_the_verdict(make):
