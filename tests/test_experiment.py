@@ -139,7 +139,6 @@ EVERYTHING_WITH_TASKS = {"infer", "probe", "adapt", "diagnose", "describe", "plo
             {"pretrain", *EVERYTHING_WITH_TASKS},
         ),
         (setting("results", value="elsewhere"), set()),
-        (setting("name", value="first"), set()),
     ],
 )
 def test_a_change_reaches_only_the_stages_it_concerns(smoke, change, stages, monkeypatch):
