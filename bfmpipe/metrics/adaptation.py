@@ -31,15 +31,15 @@ def initial_drop(
         within: the share; 1 for the largest fall of all.
 
     Returns:
-        (...): 0 where the curve never falls below; NaN where zero-shot is 0, and where no
-        evaluation after step 0 lies in the share, for then no drop could have been seen.
+        (...): 0 where the curve never falls below, but by rounding; NaN where zero-shot is 0, and
+        where no evaluation after step 0 lies in the share, for then no drop could have been seen.
     """
     curve, steps = _curve(returns, env_steps)
     early = steps <= steps[-1] * within
     if not np.any(steps[early] > 0):
         return np.full(curve.shape[:-1], np.nan)[()]
-    fall = np.maximum(np.subtract(zero_shot, curve[..., early].min(axis=-1)), 0)
-    return _percent(fall, zero_shot)
+    fall = np.subtract(zero_shot, curve[..., early].min(axis=-1))
+    return _percent(np.where(fall <= 1e-9 * np.abs(zero_shot), 0, fall), zero_shot)
 
 
 def monotonicity(means: ArrayLike, standard_errors: ArrayLike) -> Floats:

@@ -30,6 +30,12 @@ def test_the_largest_drop_is_that_within_all_of_the_budget():
     assert initial_drop([100, 101, 100, 100, 120, 110], STEPS, 100, within=1.0) == 0
 
 
+def test_what_rounds_otherwise_is_no_drop():
+    """A ratio of two such would decide a claim."""
+    assert initial_drop([np.nextafter(100, 0), 101, 102, 103, 104, 105], STEPS, 100) == 0
+    assert initial_drop([100 - 1e-6, 101, 102, 103, 104, 105], STEPS, 100) > 0
+
+
 def test_initial_drop_counts_the_start():
     assert initial_drop([5, 100, 100, 100, 100, 100], STEPS, 100) == 95
 
