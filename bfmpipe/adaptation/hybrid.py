@@ -110,8 +110,9 @@ class Method(SafeMethod):
         self.learn()
         if bool(lookahead.any()):
             z = self.playing.z.unflatten(1, (-1, c.lookahead.latents))
-            self.ascent.step(before, -self._ascent_direction(before, z, seen), lookahead)
-            ascended = put_within(project_z(before), self.problem.z, c.least_cosine)
+            ascended = before.clone()
+            self.ascent.step(ascended, -self._ascent_direction(before, z, seen), lookahead)
+            ascended = put_within(project_z(ascended), self.problem.z, c.least_cosine)
             self.mover.put(ascended, lookahead)
         self.shifted = ratio > c.shift_ratio
 

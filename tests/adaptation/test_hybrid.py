@@ -88,6 +88,20 @@ def test_the_lookahead_is_lolas_update():
     torch.testing.assert_close(found, gradient / spread.float(), rtol=1e-4, atol=1e-4)
 
 
+def test_a_lookahead_ascends_by_adams_step(monkeypatch):
+    """The first one: the learning rate along each coordinate's sign."""
+    problem = make_problem()
+    method = make(problem, updates_per_step=1e-6)
+    play_out(method)
+    direction = torch.tensor([[1.0, -2.0, 3.0], [-4.0, 5.0, 6.0]])
+    monkeypatch.setattr(method, "_ascent_direction", lambda *_: direction)
+    before = method.mover.z.detach().clone()
+    method.shifted = torch.tensor([True, False])
+    play_out(method)
+    expected = torch.stack([project_z(before + 0.05 * direction.sign())[0], before[1]])
+    torch.testing.assert_close(method.mover.z.detach(), expected)
+
+
 def test_a_lookahead_counts_its_own_tasks_steps():
     """However often the other task was in lookahead before."""
     method = make(make_problem(), updates_per_step=1e-6)
